@@ -1,0 +1,180 @@
+"""Runs custom_irl.py for every environment and seed, as many at once as there are cores, then writes the report.
+
+python -m benchmark.launch                       # what `bash run_all.sh` calls
+python -m benchmark.launch --seeds 1 2 --envs Hopper-v4 --no-policy-access    # other flags go to custom_irl.py
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import custom_irl
+import tyro
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+import report
+
+OWN_FLAGS = ("--env", "--seed", "--out")
+
+
+@dataclass(frozen=True)
+class Config:
+    envs: tuple[str, ...] = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
+    """environments"""
+    seeds: tuple[int, ...] = (42, 123, 456)
+    """seeds; the benchmark's own are for reporting, tune on others"""
+    results: Path = custom_irl.ROOT / "results"
+    """folder of all runs and of the report"""
+    jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """runs at once"""
+
+
+@dataclass
+class Job:
+    """One run: a command, the folder it writes to, and the process while it lasts."""
+
+    args: custom_irl.Args
+    command: list[str]
+    folder: Path
+    process: subprocess.Popen | None = None
+    state: str = "waiting"
+    row: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.args.env} seed {self.args.seed}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A session of its own: Ctrl-C reaches the launcher alone, which then stops the runs in an orderly way.
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+        self.state = "running"
+
+    def poll(self) -> None:
+        """Takes up what the run has written, and whether it has ended."""
+        self.row = last_metrics(self.folder / "metrics.csv") or self.row
+        if self.process is not None and (code := self.process.poll()) is not None:
+            self.state, self.process = ("done" if code == 0 else "failed"), None
+
+    def last_words(self) -> str:
+        lines = self.log.read_text().strip().splitlines()
+        return lines[-1] if lines else "no output"
+
+
+def last_metrics(path: Path) -> dict:
+    """The last row of a metrics.csv, with the last return that stands in it; {} before the first row."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    returns = [row["true_return"] for row in rows if row["true_return"]]
+    return {**rows[-1], "true_return": returns[-1] if returns else ""} if rows else {}
+
+
+def make_jobs(config: Config, flags: list[str]) -> list[Job]:
+    """A job for each seed and environment; UserError for flags custom_irl.py does not take."""
+    for flag in flags:
+        if flag.split("=")[0] in OWN_FLAGS:
+            raise custom_irl.UserError(f"{flag}: set by run_all.sh itself; expected --envs or --seeds, or a single run")
+    jobs = []
+    for seed in config.seeds:
+        for env in config.envs:
+            flags_of_run = ["--env", env, "--seed", str(seed), *flags]
+            args = custom_irl.parse_args(flags_of_run)
+            folder = args.folder("oracle" if args.true_reward else "custom", config.results)
+            command = [sys.executable, str(custom_irl.ROOT / "custom_irl.py"), *flags_of_run, "--out", str(folder)]
+            jobs.append(Job(args, command, folder))
+    return jobs
+
+
+def overview(jobs: list[Job]) -> Table:
+    table = Table(title="QUICK LOOK, not a result" if jobs[0].args.quick else None)
+    for column in ("environment", "seed", "state", "steps", "steps/s", "time left", "last return"):
+        table.add_column(column, justify="left" if column in ("environment", "state") else "right")
+    for job in jobs:
+        steps, speed = int(job.row.get("steps", 0)), float(job.row.get("steps_per_second", 0))
+        left = (job.args.num_rounds * job.args.batch_size - steps) / speed if speed and job.state == "running" else None
+        table.add_row(
+            job.args.env,
+            str(job.args.seed),
+            job.state,
+            f"{steps:,}" if steps else "",
+            f"{speed:.0f}" if job.state == "running" and speed else "",
+            f"{int(left) // 60}:{int(left) % 60:02d}" if left is not None else "",
+            f"{float(job.row['true_return']):.0f}" if job.row.get("true_return") else "",
+        )
+    return table
+
+
+def run_jobs(jobs: list[Job], n_parallel: int, console: Console) -> None:
+    """Runs all jobs. On Ctrl-C or SIGTERM the children end their round, write a checkpoint and stop."""
+
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    live = Live(overview(jobs), console=console, refresh_per_second=2) if console.is_terminal else None
+    try:
+        if live:
+            live.start()
+        while any(job.state in ("waiting", "running") for job in jobs):
+            before = {job.name: job.state for job in jobs}
+            for job in jobs:
+                if job.state == "running":
+                    job.poll()
+            running = sum(job.state == "running" for job in jobs)
+            for job in [job for job in jobs if job.state == "waiting"][: n_parallel - running]:
+                job.start()
+            if live:
+                live.update(overview(jobs))
+            else:
+                for job in jobs:
+                    if job.state != before[job.name]:
+                        print(f"{job.name}: {job.state}", flush=True)
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        for job in jobs:
+            if job.process is not None:
+                job.process.terminate()
+        for job in jobs:
+            if job.process is not None:
+                job.process.wait()
+        raise
+    finally:
+        if live:
+            live.stop()
+
+
+def main() -> None:
+    try:
+        config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
+        jobs = make_jobs(config, flags)
+        run_jobs(jobs, config.jobs, Console())
+    except custom_irl.UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+        sys.exit(130)
+    report.main(report.Config(results=config.results))
+    failed = [job for job in jobs if job.state == "failed"]
+    for job in failed:
+        print(f"failed: {job.name}: {job.last_words()} (all of it in {job.log})", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,911 @@
+"""Inverse reinforcement learning in one file: learn a reward from demonstrations, and a policy from that reward.
+
+    python custom_irl.py --env Hopper-v4                       # one run: 1M steps, results/custom/Hopper-v4/seed1/
+    python custom_irl.py --env Hopper-v4 --no-policy-access    # the policy learns from the reward and nothing else
+    python custom_irl.py --env Hopper-v4 --true-reward         # oracle: the same PPO on the environment's own reward
+    bash run_all.sh                                            # the benchmark: 3 environments x 3 seeds, and the report
+
+The two classes between the EDITABLE REGION lines are the method; everything else is the fixed benchmark around it.
+A method of your own is two such classes and one call: `main(RewardNetwork, IRLAlgorithm, method="mine")`. The command
+of an interrupted run, given again, goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import inspect
+import json
+import os
+import platform
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torch.optim as optim
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+BENCHMARK_TIMESTEPS, QUICK_TIMESTEPS = 1_000_000, 20_480
+EVAL_EPISODES = 10
+CHECKPOINT_EVERY = 20  # rollouts
+PANELS = {(50, 1): "dense", (20, 20): "scarce", (4, 20): "tiny", (1, 20): "one"}  # (episodes, every k-th transition)
+PACKAGES = ("gymnasium", "imitation", "mujoco", "numpy", "stable-baselines3", "torch")
+
+
+class UserError(Exception):
+    """Something the caller can mend; `main` prints it as one line, without a traceback."""
+
+
+# ======================================================================================================== configuration
+
+
+@dataclass(frozen=True)
+class Args:
+    env: str = "Hopper-v4"
+    """environment id: any Gymnasium environment with one-dimensional Box observations and actions"""
+    seed: int = 1
+    """seed of everything random in the run (42, 123 and 456 are the benchmark's: tune on others)"""
+    total_timesteps: int = BENCHMARK_TIMESTEPS
+    """environment steps, rounded down to whole rollouts"""
+    num_envs: int = 8
+    """environments stepped in turn"""
+    num_steps: int = 256
+    """steps of each environment in a rollout"""
+    demos: Path | None = None
+    """demonstrations (.npz, see demos/README.md); default: demos/ENV.npz"""
+    demo_episodes: int = 50
+    """how many of its episodes to use, from the first on"""
+    demo_subsample: int = 1
+    """keep every k-th transition of each episode"""
+    out: Path | None = None
+    """folder of the run; default: results/METHOD/ENV/seedSEED"""
+    no_policy_access: bool = False
+    """do not call `set_policy`: the policy learns from the reward alone"""
+    true_reward: bool = False
+    """oracle: train on the environment's reward, without any method"""
+    quick: bool = False
+    """a look, not a result: 20,480 steps whatever --total-timesteps says, marked as quick everywhere"""
+    overwrite: bool = False
+    """replace the run of another configuration or code in the same folder"""
+
+    irl_lr: float = 3e-4
+    """learning rate of the reward"""
+    irl_batch_size: int = 256
+    """expert and policy transitions in a batch of the reward's update"""
+    n_irl_updates_per_round: int = 5
+    """calls of `update` after each rollout"""
+
+    learning_rate: float = 3e-4
+    """PPO's Adam learning rate, annealed linearly to 0"""
+    gamma: float = 0.99
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    num_minibatches: int = 32
+    """minibatches in an epoch"""
+    update_epochs: int = 10
+    """epochs over a rollout"""
+    clip_coef: float = 0.2
+    """PPO's clipping range of the probability ratio"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of PPO's gradient"""
+
+    def __post_init__(self):
+        for key, value in vars(self).items():
+            if type(value) is int and value < (0 if key == "seed" else 1):
+                raise UserError(f"--{key.replace('_', '-')} {value}: expected a positive integer (--seed: or 0)")
+        if self.num_rounds < 1:
+            raise UserError(
+                f"--total-timesteps {self.total_timesteps}: expected at least a rollout of {self.batch_size}"
+            )
+        if self.batch_size % self.num_minibatches:
+            raise UserError(f"--num-minibatches {self.num_minibatches}: expected a divisor of {self.batch_size}")
+
+    @property
+    def batch_size(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_rounds(self) -> int:
+        return (QUICK_TIMESTEPS if self.quick else self.total_timesteps) // self.batch_size
+
+    @property
+    def demos_path(self) -> Path:
+        return self.demos or ROOT / "demos" / f"{self.env}.npz"
+
+    @property
+    def panel(self) -> str:
+        return PANELS.get((self.demo_episodes, self.demo_subsample), f"{self.demo_episodes}x{self.demo_subsample}")
+
+    def labels(self) -> list[str]:
+        """What sets this run apart from the benchmark's own; the report never mixes different labels."""
+        marks = {
+            "quick": self.quick,
+            f"{self.total_timesteps}-steps": not self.quick and self.total_timesteps != BENCHMARK_TIMESTEPS,
+            "reward-only": self.no_policy_access,
+            self.panel: self.panel != "dense",
+        }
+        return [mark for mark, applies in marks.items() if applies]
+
+    def folder(self, method: str, results: Path = ROOT / "results") -> Path:
+        return self.out or results / "-".join([method, *self.labels()]) / self.env / f"seed{self.seed}"
+
+
+# ========================================================================================================= environments
+
+
+def make_env(env_id: str) -> gym.Env:
+    """An environment with flat Box spaces; UserError for anything else."""
+    try:
+        env = gym.make(env_id, disable_env_checker=True)
+    except gym.error.Error as error:
+        raise UserError(f"--env {env_id}: {str(error).splitlines()[0]}") from None
+    for name, space in (("observation", env.observation_space), ("action", env.action_space)):
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise UserError(f"--env {env_id}: the {name} space is {space}; expected a one-dimensional Box")
+    return env
+
+
+def seeds_for(seed: int, purpose: int, n: int) -> list[int]:
+    """`n` reset seeds, unrelated between seeds and purposes."""
+    return np.random.SeedSequence([seed, purpose]).generate_state(n).tolist()
+
+
+class VectorEnv:
+    """`num_envs` copies of an environment, stepped in turn; a copy is reset as soon as its episode ends.
+
+    The state of a copy is its generator at the last reset and the actions since. Replaying them restores what
+    environments do not expose as well: MuJoCo's `qacc_warmstart`, the time limit's counter.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, seed: int):
+        self.envs = [make_env(env_id) for _ in range(num_envs)]
+        space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
+        self.obs = np.zeros((num_envs, space.shape[0]), np.float32)
+        self.history: list[tuple[dict, list[np.ndarray]]] = [({}, []) for _ in self.envs]
+        for i, env_seed in enumerate(seeds_for(seed, purpose=0, n=num_envs)):
+            self.envs[i].reset(seed=env_seed)
+            self._reset(i)
+
+    def _reset(self, i: int) -> None:
+        self.history[i] = (self.envs[i].unwrapped.np_random.bit_generator.state, [])
+        self.obs[i] = self.envs[i].reset()[0]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Steps every copy with its row of `actions` (N, action_dim), clipped to the action space.
+
+        Returns next_obs (N, obs_dim) as it was before any reset, the environment's rewards (N,), `terminated` (N,)
+        and `ended` (N,), which is true for time limits too. `self.obs` then holds the observations to act on.
+        """
+        actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        next_obs, rewards = np.empty_like(self.obs), np.empty(len(self.envs), np.float32)
+        terminated, ended = np.empty(len(self.envs), bool), np.empty(len(self.envs), bool)
+        for i, (env, action) in enumerate(zip(self.envs, actions)):
+            next_obs[i], rewards[i], terminated[i], truncated, _ = env.step(action)
+            self.history[i][1].append(action)
+            ended[i] = terminated[i] or truncated
+            self.obs[i] = next_obs[i]
+            if ended[i]:
+                self._reset(i)
+        return next_obs, rewards, terminated, ended
+
+    def restore(self, history: list[tuple[dict, list[np.ndarray]]]) -> None:
+        """Brings every copy to the state another VectorEnv's `history` describes."""
+        for i, (generator, actions) in enumerate(history):
+            self.envs[i].unwrapped.np_random.bit_generator.state = generator
+            self._reset(i)
+            for action in actions:
+                self.obs[i] = self.envs[i].step(action)[0]
+            self.history[i][1].extend(actions)
+
+
+# ================================================================================================================ demos
+
+
+def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> dict[str, torch.Tensor]:
+    """Every `subsample`-th transition of the first `episodes` episodes of an .npz written by demos/generate.py.
+
+    Returns float32 tensors obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim). No reward is stored there.
+
+    Raises:
+        UserError: naming the file, the key and what was expected, if the file does not hold that.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected demonstrations (.npz, see demos/README.md)")
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            data = {key: f[key] for key in ("obs", "acts", "lengths") if key in f.files}
+    except Exception as error:  # truncated, pickled, not an archive: NumPy and zipfile raise errors of many kinds
+        raise UserError(f"{path}: not a readable .npz of plain arrays ({str(error).splitlines()[0]})") from None
+    if missing := {"obs", "acts", "lengths"} - set(data):
+        raise UserError(f"{path}: key '{min(missing)}' is missing; expected obs, acts and lengths")
+    lengths = data["lengths"]
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
+        raise UserError(f"{path}: key 'lengths' is {lengths.dtype} {lengths.shape}; expected positive integers (n,)")
+    if episodes > len(lengths):
+        raise UserError(f"{path}: holds {len(lengths)} episodes; expected at least {episodes} (--demo-episodes)")
+    total = int(lengths.sum())
+    for key, shape in (("obs", (total + len(lengths), obs_dim)), ("acts", (total, action_dim))):
+        if data[key].shape != shape:
+            raise UserError(f"{path}: key '{key}' has shape {data[key].shape}; expected {shape}")
+        if data[key].dtype.kind != "f" or not np.isfinite(data[key]).all():
+            raise UserError(f"{path}: key '{key}' is {data[key].dtype} or not finite; expected finite floats")
+    # Episode e's obs has one row more than its acts, so transition t of episode e starts at row t + e of obs.
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    keep = np.flatnonzero((episode < episodes) & (step % subsample == 0))
+    row = keep + episode[keep]
+    arrays = {"obs": data["obs"][row], "acts": data["acts"][keep], "next_obs": data["obs"][row + 1]}
+    return {key: torch.as_tensor(np.ascontiguousarray(array, np.float32)) for key, array in arrays.items()}
+
+
+def load_card(path: Path) -> dict | None:
+    """The card beside the demonstrations (returns of the expert and of a random policy), or None without one."""
+    card = path.with_suffix(".json")
+    try:
+        return json.loads(card.read_text()) if card.is_file() else None
+    except ValueError:
+        raise UserError(f"{card}: not readable as JSON; expected the card demos/generate.py writes") from None
+
+
+def normalized(score: float, card: dict | None) -> float | None:
+    """0 is the random policy, 1 the expert's demonstrations."""
+    if card is None:
+        return None
+    floor, ceiling = card["random"]["return_mean"], card["expert"]["demos"]["return_mean"]
+    return (score - floor) / (ceiling - floor)
+
+
+# =============================================================================================================== policy
+
+
+def tanh_mlp(in_dim: int, out_dim: int, out_std: float) -> nn.Sequential:
+    layers = [nn.Linear(in_dim, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, out_dim)]
+    for layer, std in zip(layers[::2], (np.sqrt(2), np.sqrt(2), out_std)):
+        nn.init.orthogonal_(layer.weight, std)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+class Policy(nn.Module):
+    """Gaussian policy with a state-independent standard deviation, and a critic of its own."""
+
+    def __init__(self, obs_dim: int, action_dim: int):
+        super().__init__()
+        self.critic = tanh_mlp(obs_dim, 1, out_std=1.0)
+        self.actor_mean = tanh_mlp(obs_dim, action_dim, out_std=0.01)
+        self.actor_logstd = nn.Parameter(torch.zeros(1, action_dim))
+
+    def get_value(self, obs: torch.Tensor) -> torch.Tensor:
+        """Values (batch,) of obs (batch, obs_dim)."""
+        return self.critic(obs).squeeze(-1)
+
+    def get_action_and_value(self, obs, action=None):
+        """action (batch, action_dim), sampled if None, and log_prob, entropy and value (batch,)."""
+        mean, logstd = self.actor_mean(obs), self.actor_logstd.expand(len(obs), -1)
+        if action is None:
+            action = mean + logstd.exp() * torch.randn_like(mean)
+        # The density by hand: torch.distributions costs more than the network at this size.
+        z = (action - mean) / logstd.exp()
+        log_prob = (-0.5 * z**2 - logstd - 0.5 * np.log(2 * np.pi)).sum(-1)
+        entropy = (logstd + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+        return action, log_prob, entropy, self.get_value(obs)
+
+
+# ================================================================================================ EDITABLE REGION BEGIN
+
+
+def mlp(in_dim, hidden):
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1)
+    )
+
+
+class RewardNetwork(nn.Module):
+    """Potential-shaped reward  f(s, a, s') = g(s, a, s') + gamma Phi(s') - Phi(s)   (Ng et al. 1999; AIRL, eq. 4).
+
+    g     in (0, 1): the critic's score of a transition, 0.12 at the policy's average and 0.88 at the expert's.
+    Phi   (1 - p(s)) c: p is the probability that reaching s ends an episode, c the value of collecting g for good.
+
+    A terminal state so has potential 0 although no `done` is passed: dying costs c, a time limit nothing, an ordinary
+    step (1 - gamma) c. The benchmark subtracts the mean of the rewards, which takes that last constant away again; what
+    stays is the incentive to survive, which the subtraction would otherwise wipe out.
+    """
+
+    gamma = 0.99
+
+    def __init__(self, obs_dim, action_dim):
+        super().__init__()
+        self.critic = mlp(2 * obs_dim + action_dim, 160)
+        self.end_logit = mlp(obs_dim, 64)
+        nn.init.constant_(self.end_logit[-1].bias, -4.0)  # endings are rare
+        for name, value in (("obs_mean", torch.zeros(obs_dim)), ("obs_std", torch.ones(obs_dim))):
+            self.register_buffer(name, value)
+        for name, value in (("act_low", -torch.ones(action_dim)), ("act_high", torch.ones(action_dim))):
+            self.register_buffer(name, value)
+        for name, value in (("policy_score", 0.0), ("expert_score", 1.0), ("c", 0.0)):  # running means
+            self.register_buffer(name, torch.tensor(value))
+
+    def fit_normalizer(self, obs, acts):
+        self.obs_mean.copy_(obs.mean(0))
+        self.obs_std.copy_(obs.std(0, unbiased=False).clamp(min=0.05))  # nearly constant inputs would blow up noise
+        self.act_low.copy_(acts.amin(0))
+        self.act_high.copy_(acts.amax(0))
+
+    def normalize(self, obs):
+        """A wide clip: a slow policy is many of the expert's standard deviations away, and must still see a slope."""
+        return ((obs - self.obs_mean) / self.obs_std).clamp(-20, 20)
+
+    def features(self, state, action, next_state):
+        """s' - s says more than s', which nearly equals s. Actions outside the expert's range are no giveaway."""
+        s, next_s = self.normalize(state), self.normalize(next_state)
+        return torch.cat([s, action.clamp(self.act_low, self.act_high), next_s - s], -1)
+
+    def g(self, state, action, next_state):
+        score = self.critic(self.features(state, action, next_state)).squeeze(-1)
+        gap = (self.expert_score - self.policy_score).clamp(min=0.1)
+        return torch.sigmoid(4 * (score - self.policy_score) / gap - 2)
+
+    def potential(self, state):
+        return self.c * torch.sigmoid(-self.end_logit(self.normalize(state))).squeeze(-1)
+
+    def forward(self, state, action, next_state):
+        return self.g(state, action, next_state) + self.gamma * self.potential(next_state) - self.potential(state)
+
+
+class IRLAlgorithm:
+    """Adversarial IRL with a Wasserstein critic and a termination-aware potential.
+
+    critic   maximises E_expert[critic] - E_policy[critic] under a one-sided gradient penalty (WGAN-GP, arXiv
+             1704.00028). Unlike a classifier it does not saturate: its slope stays 1 however far the policy is from the
+             expert. The policy's side is a replay of the last rollouts, so that it does not chase the newest one.
+    p        logistic regression of "this next state ended an episode", on a sample of all rollouts so far. A time limit
+             ends episodes in states that hardly ever end one, so p stays near 0 there, whether or not `policy_dones`
+             counts time limits. Early falls stay in the sample when the policy no longer falls.
+    """
+
+    steps = 3  # gradient steps of both in one call of `update`
+    replay_rounds = 5
+    sample_per_round = 256
+    gradient_penalty = 10.0
+
+    def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
+        self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
+        reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])
+        self.critic_optimizer = optim.Adam(reward_net.critic.parameters(), lr=args.irl_lr, fused=True)
+        self.end_optimizer = optim.Adam(reward_net.end_logit.parameters(), lr=1e-3, fused=True)
+        self.replay = []  # (obs, acts, next_obs) of the last rollouts
+        self.arrivals = (torch.empty(0, obs_dim, device=device), torch.empty(0, device=device))  # next_obs, dones
+        self.calls = 0
+
+    def compute_reward(self, obs, acts, next_obs):
+        with torch.no_grad():
+            return self.reward_net(obs, acts, next_obs)
+
+    def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
+        if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
+            self.replay = [*self.replay, (policy_obs, policy_acts, policy_next_obs)][-self.replay_rounds :]
+            rows = self.random_rows(len(policy_obs), self.sample_per_round)
+            sample = policy_next_obs[rows], policy_dones.flatten()[rows].float()
+            self.arrivals = tuple(torch.cat(pair) for pair in zip(self.arrivals, sample))
+        self.calls += 1
+        for _ in range(self.steps):
+            report = {**self.critic_step(), **self.end_step()}
+        with torch.no_grad():
+            g = self.reward_net.g(policy_obs, policy_acts, policy_next_obs).mean()
+        self.reward_net.c.lerp_(g / (1 - self.reward_net.gamma), 0.05)
+        return {**report, "g": g.item(), "c": self.reward_net.c.item()}
+
+    def random_rows(self, n, size):
+        return torch.randint(n, (size,), device=self.device)
+
+    def critic_step(self):
+        net, size = self.reward_net, self.args.irl_batch_size
+        rows = self.random_rows(len(self.expert["obs"]), size)
+        expert = net.features(*(self.expert[key][rows] for key in ("obs", "acts", "next_obs")))
+        rollout = self.replay[np.random.randint(len(self.replay))]
+        rows = self.random_rows(len(rollout[0]), size)
+        policy = net.features(*(x[rows] for x in rollout))
+        expert_score, policy_score = (x.mean() for x in net.critic(torch.cat([expert, policy])).split(size))
+        mix = torch.rand(size, 1, device=self.device)
+        between = (mix * expert + (1 - mix) * policy).requires_grad_(True)
+        (slope,) = torch.autograd.grad(net.critic(between).sum(), between, create_graph=True)
+        penalty = (F.relu(slope.norm(dim=1) - 1) ** 2).mean()
+        self.critic_optimizer.zero_grad()
+        (policy_score - expert_score + self.gradient_penalty * penalty).backward()
+        self.critic_optimizer.step()
+        net.expert_score.lerp_(expert_score.detach(), 0.1)
+        net.policy_score.lerp_(policy_score.detach(), 0.1)
+        return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
+
+    def end_step(self):
+        states, ended = self.arrivals
+        rows = self.random_rows(len(states), self.args.irl_batch_size)
+        logits = self.reward_net.end_logit(self.reward_net.normalize(states[rows])).squeeze(-1)
+        loss = F.binary_cross_entropy_with_logits(logits, ended[rows])
+        self.end_optimizer.zero_grad()
+        loss.backward()
+        self.end_optimizer.step()
+        return {"end_loss": loss.item()}
+
+
+# ================================================================================================== EDITABLE REGION END
+
+
+# ================================================================================================================== PPO
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of N environments. `next_obs` is the observation before any reset; `ended` counts time limits too."""
+
+    obs: torch.Tensor  # (T, N, obs_dim)
+    acts: torch.Tensor  # (T, N, action_dim), before clipping to the action space
+    next_obs: torch.Tensor  # (T, N, obs_dim)
+    logprobs: torch.Tensor  # (T, N)
+    values: torch.Tensor  # (T, N)
+    next_values: torch.Tensor  # (T, N), of next_obs
+    true_rewards: torch.Tensor  # (T, N), for evaluation and the oracle alone
+    terminated: torch.Tensor  # (T, N), bool
+    ended: torch.Tensor  # (T, N), bool
+
+
+@torch.no_grad()
+def collect_rollout(envs: VectorEnv, policy: Policy, num_steps: int) -> Rollout:
+    """Steps the environments with sampled actions; log-probabilities and values are computed once, at the end."""
+    (N, obs_dim), action_dim = envs.obs.shape, envs.action_space.shape[0]
+    obs, next_obs = torch.empty(num_steps, N, obs_dim), torch.empty(num_steps, N, obs_dim)
+    true_rewards = torch.empty(num_steps, N)
+    terminated, ended = torch.empty(num_steps, N, dtype=torch.bool), torch.empty(num_steps, N, dtype=torch.bool)
+    acts = policy.actor_logstd.exp() * torch.randn(num_steps, N, action_dim)  # the noise; the mean is added below
+    for t in range(num_steps):
+        obs[t] = torch.from_numpy(envs.obs)
+        acts[t] += policy.actor_mean(obs[t])
+        step = envs.step(acts[t].numpy())
+        next_obs[t], true_rewards[t], terminated[t], ended[t] = map(torch.from_numpy, step)
+    flat = obs.flatten(0, 1)
+    _, logprobs, _, values = policy.get_action_and_value(flat, acts.flatten(0, 1))
+    next_values = policy.get_value(next_obs.flatten(0, 1))
+    logprobs, values, next_values = (x.view(num_steps, N) for x in (logprobs, values, next_values))
+    return Rollout(obs, acts, next_obs, logprobs, values, next_values, true_rewards, terminated, ended)
+
+
+class RunningNorm:
+    """Running mean and variance of all rewards so far (Chan et al. 1979)."""
+
+    def __init__(self):
+        self.count, self.mean, self.var = 0, 0.0, 1.0
+
+    def __call__(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Takes `rewards` into the statistics, then returns (rewards - mean) / std, float32."""
+        x = rewards.double()
+        count, mean, var = x.numel(), x.mean().item(), x.var(unbiased=False).item()
+        delta, total = mean - self.mean, self.count + count
+        self.var = (self.var * self.count + var * count + delta**2 * self.count * count / total) / total
+        self.mean += delta * count / total
+        self.count = total
+        return ((x - self.mean) / (self.var + 1e-8) ** 0.5).float()
+
+
+def compute_gae(rewards, values, next_values, terminated, ended, gamma: float, gae_lambda: float):
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N), returns advantages (T, N).
+
+    A terminal state has value 0. A time limit bootstraps from the last observation, and either cuts the sum.
+    """
+    deltas = rewards + gamma * next_values * ~terminated - values
+    decay = gamma * gae_lambda * ~ended
+    advantages, running = torch.empty_like(deltas), torch.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        advantages[t] = running = deltas[t] + decay[t] * running
+    return advantages
+
+
+def update_policy(
+    policy: Policy, optimizer: optim.Optimizer, rollout: Rollout, rewards: torch.Tensor, args: Args
+) -> dict:
+    """PPO's clipped update (Schulman et al. 2017) on `rewards` (T, N), already normalised; returns its statistics."""
+    advantages = compute_gae(
+        rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
+    )
+    returns = advantages + rollout.values
+    batch = [x.flatten(0, 1) for x in (rollout.obs, rollout.acts, rollout.logprobs, advantages, returns)]
+    size = args.batch_size // args.num_minibatches
+    parameters = list(policy.parameters())
+    kl, clipped, value_losses = [], [], []
+    for _ in range(args.update_epochs):
+        order = torch.randperm(args.batch_size)
+        for obs, acts, old_logprobs, adv, ret in zip(*(x[order].split(size) for x in batch)):
+            _, logprobs, _, values = policy.get_action_and_value(obs, acts)
+            logratio = logprobs - old_logprobs
+            ratio = logratio.exp()
+            adv = (adv - adv.mean()) / (adv.std() + 1e-8)
+            policy_loss = -torch.min(adv * ratio, adv * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)).mean()
+            value_loss = 0.5 * ((values - ret) ** 2).mean()
+            optimizer.zero_grad()
+            (policy_loss + args.vf_coef * value_loss).backward()
+            nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            optimizer.step()
+            with torch.no_grad():
+                kl.append((ratio - 1 - logratio).mean())  # k3 of http://joschu.net/blog/kl-approx.html
+                clipped.append(((ratio - 1).abs() > args.clip_coef).float().mean())
+                value_losses.append(value_loss.detach())
+    unexplained = (returns - rollout.values).var() / (returns.var() + 1e-12)
+    return {
+        "approx_kl": torch.stack(kl).mean().item(),
+        "clip_fraction": torch.stack(clipped).mean().item(),
+        "ppo_value_loss": torch.stack(value_losses).mean().item(),
+        "explained_variance": 1 - unexplained.item(),
+        "logstd": policy.actor_logstd.mean().item(),
+    }
+
+
+# =============================================================================================================== method
+
+
+def check_size(reward_net: nn.Module, obs_dim: int, action_dim: int) -> None:
+    """The contract's cap: 1.05 x AIRL's g on [s, a] and h on s, each 256-256-1."""
+    airl = sum((n + 1) * 256 + 257 * 256 + 257 for n in (obs_dim + action_dim, obs_dim))
+    size = sum(p.numel() for p in reward_net.parameters())
+    if size > 1.05 * airl:
+        name, most = type(reward_net).__name__, int(1.05 * airl)
+        raise UserError(f"{name}: {size} parameters; at most {most} are allowed (1.05 x AIRL's {airl})")
+
+
+def learned_rewards(algorithm, flat: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """`compute_reward` of a flat rollout, checked; names the class at fault."""
+    rewards, n = algorithm.compute_reward(*flat), len(flat[0])
+    name = f"{type(algorithm).__name__}.compute_reward"
+    if not isinstance(rewards, torch.Tensor) or rewards.shape != (n,):
+        raise UserError(f"{name}: returned shape {tuple(getattr(rewards, 'shape', ()))}; expected ({n},)")
+    rewards = rewards.detach().float()
+    if not rewards.isfinite().all():
+        raise UserError(f"{name}: returned {int((~rewards.isfinite()).sum())} values of {n} that are not finite")
+    return rewards
+
+
+def update_reward(algorithm, flat: tuple[torch.Tensor, ...], dones: torch.Tensor, n_updates: int) -> dict[str, float]:
+    """Calls `update` `n_updates` times; returns the mean of each number it reports."""
+    reports = [algorithm.update(*flat, dones) or {} for _ in range(n_updates)]
+    keys = dict.fromkeys(key for report in reports for key in report)
+    return {f"irl/{key}": float(np.mean([float(r[key]) for r in reports if key in r])) for key in keys}
+
+
+# =========================================================================================================== evaluation
+
+
+@torch.no_grad()
+def evaluate(policy: Policy, env_id: str, episodes: int, seed: int, deterministic: bool) -> dict:
+    """Plays `episodes` episodes under the environment's own reward; returns their returns and lengths."""
+    env = make_env(env_id)
+    generator = torch.Generator().manual_seed(seed)
+    std, returns, lengths = policy.actor_logstd.exp()[0], [], []
+    for reset_seed in seeds_for(seed, purpose=1, n=episodes):
+        obs, _ = env.reset(seed=reset_seed)
+        total, length, done = 0.0, 0, False
+        while not done:
+            action = policy.actor_mean(torch.as_tensor(obs, dtype=torch.float32))
+            if not deterministic:
+                action = action + std * torch.randn(std.shape, generator=generator)
+            obs, reward, terminated, truncated, _ = env.step(
+                action.numpy().clip(env.action_space.low, env.action_space.high)
+            )
+            total, length, done = total + float(reward), length + 1, terminated or truncated
+        returns.append(total), lengths.append(length)
+    return {"returns": returns, "lengths": lengths, "mean": float(np.mean(returns)), "std": float(np.std(returns))}
+
+
+# ============================================================================================== results and checkpoints
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to and renames it to `path`, so that `path` is never half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    os.replace(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def git(*command: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def hardware() -> dict:
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    cpu = models[0] if models else platform.processor()
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()}
+
+
+def describe_run(args: Args, method: str, classes: tuple[type, ...]) -> dict[str, dict]:
+    """All that has to be equal for two runs to give the same numbers: method, configuration, demos, code, versions."""
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items() if k not in ("out", "overwrite")}
+    files = {Path(__file__).resolve(), *(Path(inspect.getfile(c)).resolve() for c in classes)}
+    return {
+        "config": {"method": method, **config},
+        "demos": {"sha256": None if args.true_reward else sha256(args.demos_path)},
+        "code_sha256": {f.name: sha256(f) for f in sorted(files)},
+        "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def write_metrics(path: Path, rows: list[dict]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="") as f:
+        writer = csv.DictWriter(f, dict.fromkeys(key for row in rows for key in row))
+        writer.writeheader(), writer.writerows(rows)
+
+
+def save_training(path: Path, state: dict, envs: VectorEnv) -> None:
+    """One pickle for all that trains, so that what the method shares with the loop (policy, optimizer) stays shared."""
+    generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    with replacing(path) as temporary:
+        saved = {"state": state, "envs": envs.history, "generators": generators}
+        torch.save(saved, temporary, pickle_module=cloudpickle)
+
+
+def load_training(path: Path, envs: VectorEnv) -> dict:
+    """The state `save_training` wrote here, with the environments and all generators brought back to it."""
+    saved = torch.load(path, weights_only=False)  # our own file, written a moment ago by the same code
+    envs.restore(saved["envs"])
+    random.setstate(saved["generators"][0])
+    np.random.set_state(saved["generators"][1])
+    torch.set_rng_state(saved["generators"][2])
+    return saved["state"]
+
+
+def open_folder(folder: Path, run: dict, overwrite: bool) -> dict | None:
+    """Prepares the run's folder; returns the result if it is there already. Never replaces another run unasked."""
+    config, result = folder / "checkpoint" / "config.json", folder / "result.json"
+    if config.exists():
+        there = json.loads(config.read_text())
+        changed = [f"{part} {key}" for part in run for key in run[part] if there[part].get(key) != run[part][key]]
+        if not changed:
+            return json.loads(result.read_text()) if result.exists() else None
+        if not overwrite:
+            raise UserError(f"{folder}: another run ({', '.join(changed)} differ); --overwrite it or change --out")
+        for old in (result, folder / "metrics.csv", *config.parent.iterdir()):
+            old.unlink(missing_ok=True)
+    with replacing(config) as temporary:
+        temporary.write_text(json.dumps(run, indent=2) + "\n")
+    return None
+
+
+def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | None, n_demos: int) -> dict:
+    """Evaluates the final policy, writes its checkpoint and result.json, and returns the result."""
+    with timed(state["seconds"], "evaluation"):
+        deterministic, sampled = (
+            evaluate(state["policy"], args.env, EVAL_EPISODES, args.seed, d) for d in (True, False)
+        )
+    for name in ("policy", "reward_net"):
+        if state[name] is not None:
+            with replacing(folder / "checkpoint" / f"{name}.pt") as temporary:
+                torch.save(state[name].state_dict(), temporary)
+    steps, seconds = state["round"] * args.batch_size, {k: round(v, 3) for k, v in state["seconds"].items()}
+    result = {
+        "schema": 1,
+        "method": run["config"]["method"],
+        "variant": "reward-only" if args.no_policy_access else "full",
+        "panel": args.panel,
+        "labels": args.labels(),
+        "env": args.env,
+        "seed": args.seed,
+        "steps": steps,
+        "eval_return_mean": deterministic["mean"],
+        "eval_return_std": deterministic["std"],
+        "normalized_return": normalized(deterministic["mean"], card),
+        "evaluation": {"deterministic": deterministic, "sampled": sampled},
+        "steps_per_second": steps / (sum(seconds.values()) - seconds["evaluation"]),
+        "seconds": seconds,
+        **run,
+        "demos": {**run["demos"], "file": args.demos_path.name, "transitions": n_demos},
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_clean": git("status", "--porcelain") == "",
+        "hardware": hardware(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with replacing(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "checkpoint" / "training.pt").unlink(missing_ok=True)
+    return result
+
+
+def load_run(folder: Path, reward_cls: type | None = None) -> tuple[Policy, nn.Module | None]:
+    """The final policy and, given its class, the learned reward network of a finished run."""
+    env = make_env(json.loads((folder / "checkpoint" / "config.json").read_text())["config"]["env"])
+    dims = env.observation_space.shape[0], env.action_space.shape[0]
+    nets = [Policy(*dims), reward_cls(*dims) if reward_cls else None]
+    for net, name in zip(nets, ("policy", "reward_net")):
+        if net is not None:
+            net.load_state_dict(torch.load(folder / "checkpoint" / f"{name}.pt", weights_only=True))
+    return nets[0], nets[1]
+
+
+# ================================================================================================================= main
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def note_signals() -> list[int]:
+    """Ctrl-C and SIGTERM join the list returned, so that the round under way can end; the second one interrupts."""
+    received = []
+
+    def note(signum, frame):
+        received.append(signum)
+        signal.signal(signum, signal.default_int_handler)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, note)
+    return received
+
+
+def episode_sums(values: np.ndarray, ended: np.ndarray, running: np.ndarray) -> list[float]:
+    """Sums of `values` (T, N) over the episodes that ended; `running` (N,) carries the unfinished ones, in place."""
+    sums = []
+    for value, end in zip(values, ended):
+        running += value
+        sums.extend(running[end].tolist())
+        running[end] = 0.0
+    return sums
+
+
+def start_training(reward_cls: type, algorithm_cls: type, args: Args, envs: VectorEnv, demos: dict | None) -> dict:
+    """Everything that training changes, in one dict: what a checkpoint saves."""
+    obs_dim, action_dim = envs.obs.shape[1], envs.action_space.shape[0]
+    policy = Policy(obs_dim, action_dim)
+    optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    reward_net = algorithm = None
+    if demos is not None:
+        reward_net = reward_cls(obs_dim, action_dim)
+        check_size(reward_net, obs_dim, action_dim)
+        algorithm = algorithm_cls(reward_net, demos, obs_dim, action_dim, torch.device("cpu"), args)
+        if hasattr(algorithm, "set_policy") and not args.no_policy_access:
+            algorithm.set_policy(policy, optimizer)
+    carried = {name: np.zeros(args.num_envs) for name in ("true_return", "episode_length", "learned_return")}
+    return {
+        "policy": policy, "optimizer": optimizer, "reward_net": reward_net, "algorithm": algorithm,
+        "reward_norm": RunningNorm(), "round": 0, "carried": carried, "rows": [], "seconds": {},
+    }  # fmt: skip
+
+
+def train_round(state: dict, envs: VectorEnv, args: Args) -> dict:
+    """One rollout, the reward's update and the policy's update; returns the row for metrics.csv."""
+    policy, optimizer, algorithm, seconds = (state[k] for k in ("policy", "optimizer", "algorithm", "seconds"))
+    start = time.perf_counter()
+    for group in optimizer.param_groups:
+        group["lr"] = args.learning_rate * (1 - state["round"] / args.num_rounds)
+    with timed(seconds, "rollout"):
+        rollout = collect_rollout(envs, policy, args.num_steps)
+    rewards, irl = rollout.true_rewards, {}
+    if algorithm is not None:
+        flat = tuple(x.flatten(0, 1) for x in (rollout.obs, rollout.acts, rollout.next_obs))
+        with timed(seconds, "reward"):
+            rewards = learned_rewards(algorithm, flat).view_as(rewards)
+        with timed(seconds, "reward_update"):
+            irl = update_reward(algorithm, flat, rollout.ended.flatten().float(), args.n_irl_updates_per_round)
+    with timed(seconds, "ppo"):
+        ppo = update_policy(policy, optimizer, rollout, state["reward_norm"](rewards), args)
+    state["round"] += 1
+    per_step = {
+        "true_return": rollout.true_rewards,
+        "episode_length": torch.ones_like(rewards),
+        "learned_return": rewards,
+    }
+    ended = rollout.ended.numpy()
+    finished = {name: episode_sums(x.numpy(), ended, state["carried"][name]) for name, x in per_step.items()}
+    return {
+        "round": state["round"],
+        "steps": state["round"] * args.batch_size,
+        "episodes": len(finished["true_return"]),
+        **{name: float(np.mean(sums)) if sums else "" for name, sums in finished.items()},
+        "reward_mean": rewards.mean().item(),
+        "reward_std": rewards.std().item(),
+        **irl,
+        **ppo,
+        "steps_per_second": args.batch_size / (time.perf_counter() - start),
+    }
+
+
+def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals: Sequence[int] = ()) -> dict | None:
+    """Trains and evaluates one method on one environment with one seed; goes on with an interrupted run.
+
+    It stops, with a checkpoint, at the end of the round in which `signals` (see `note_signals`) is no longer empty.
+
+    Returns:
+        what result.json holds, or None if a signal stopped the run (the same call goes on with it).
+
+    Raises:
+        UserError: bad arguments or demonstrations, a folder with another run in it, a method that breaks the contract.
+    """
+    method = "oracle" if args.true_reward else method
+    torch.set_num_threads(1)  # a second thread costs more than it brings at this size
+    random.seed(args.seed), np.random.seed(args.seed), torch.manual_seed(args.seed)
+    envs = VectorEnv(args.env, args.num_envs, args.seed)
+    demos = None
+    if not args.true_reward:
+        dims = envs.obs.shape[1], envs.action_space.shape[0]
+        demos = load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
+    card, n_demos = load_card(args.demos_path), 0 if demos is None else len(demos["obs"])
+    folder, description = args.folder(method), describe_run(args, method, (reward_cls, algorithm_cls))
+    if (result := open_folder(folder, description, args.overwrite)) is not None:
+        return result
+    unfinished = folder / "checkpoint" / "training.pt"
+    if unfinished.exists():
+        state = load_training(unfinished, envs)
+    else:
+        state = start_training(reward_cls, algorithm_cls, args, envs, demos)
+    total, done = args.num_rounds * args.batch_size, state["round"] * args.batch_size
+    name = f"{method} {args.env} seed {args.seed}"
+    with tqdm(total=total, initial=done, desc=name, unit="step", unit_scale=True, disable=None) as bar:
+        while state["round"] < args.num_rounds and not signals:
+            row = train_round(state, envs, args)
+            with timed(state["seconds"], "logging"):
+                state["rows"].append(row)
+                write_metrics(folder / "metrics.csv", state["rows"])
+                if state["round"] % CHECKPOINT_EVERY == 0 or signals:
+                    save_training(unfinished, state, envs)
+            bar.update(args.batch_size)
+            if row["episodes"]:
+                bar.set_postfix_str(f"return {row['true_return']:.0f}")
+    if state["round"] < args.num_rounds:
+        return None
+    return write_result(folder, description, args, state, card, n_demos)
+
+
+def parse_args(flags: Sequence[str] | None = None) -> Args:
+    """Args from command-line flags (those of this process if None)."""
+    return tyro.cli(tyro.conf.FlagCreatePairsOff[Args], args=flags, description=__doc__)
+
+
+def main(reward_cls: type, algorithm_cls: type, method: str) -> None:
+    """The command line of a method: parses the flags, runs, prints the score on the last line."""
+    try:
+        args = parse_args()
+        result = run(reward_cls, algorithm_cls, args, method, note_signals())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        result = None
+    if result is None:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    if result["labels"]:
+        print(f"not the benchmark's own configuration: {', '.join(result['labels'])}")
+    share = "" if result["normalized_return"] is None else f", {result['normalized_return']:.3f} of the expert's"
+    print(
+        f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, results in {args.folder(result['method'])}"
+    )
+    print(f"final policy: {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f}{share}")
+    print(f"eval_return_{args.env.lower().replace('-', '_')}: {result['eval_return_mean']:.2f}")
+
+
+if __name__ == "__main__":
+    main(RewardNetwork, IRLAlgorithm, method="custom")

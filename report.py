@@ -1,0 +1,252 @@
+"""Turns the runs under results/ into results/summary.csv, results/summary.md and a learning curve an environment.
+
+    python report.py              # what run_all.sh calls at its end
+    python report.py --publish    # also: the runs that are the benchmark's own into benchmark/, README's table anew
+
+Every number comes from a result.json that a run wrote; runs of another budget, panel or variant are rows of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import tyro
+from custom_irl import ROOT, UserError, load_card, normalized, replacing
+
+matplotlib.use("Agg")  # nothing here needs a screen
+import matplotlib.pyplot as plt
+
+ENVS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
+COLUMNS = (
+    "method", "variant", "panel", "labels", "env", "seed", "steps", "eval_return_mean", "eval_return_std",
+    "normalized_return", "sampled_return_mean", "steps_per_second", "minutes",
+    "git_commit", "git_clean", "mujoco", "cpu",
+)  # fmt: skip
+KEY = ["method", "variant", "panel", "labels", "env", "seed"]
+BEGIN, END = "<!-- written by report.py -->", "<!-- end -->"
+
+
+@dataclass(frozen=True)
+class Config:
+    results: Path = ROOT / "results"
+    """folder with the runs"""
+    publish: bool = False
+    """merge full runs of committed code into benchmark/results.csv, redraw its curves, rewrite README's table"""
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+
+
+def read_runs(results: Path) -> pd.DataFrame:
+    """A row for each result.json below `results`: COLUMNS and the run's folder; UserError for a broken one."""
+    rows = []
+    for path in sorted(results.rglob("result.json")):
+        try:
+            r = json.loads(path.read_text())
+            row = {key: r[key] for key in COLUMNS if key in r} | {
+                "labels": " ".join(r["labels"]),
+                "sampled_return_mean": r["evaluation"]["sampled"]["mean"],
+                "minutes": sum(r["seconds"].values()) / 60,
+                "mujoco": r["versions"]["mujoco"],
+                "cpu": r["hardware"]["cpu"],
+            }
+            rows.append({**{key: row[key] for key in COLUMNS}, "folder": str(path.parent)})
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path}: {error!r}; expected a result.json that custom_irl.py wrote") from None
+    return pd.DataFrame(rows, columns=[*COLUMNS, "folder"])
+
+
+def row_name(run: pd.Series) -> str:
+    return "-".join([run["method"], *run["labels"].split()])
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def read_block(path: Path) -> str:
+    return path.read_text().partition(BEGIN)[2].partition(END)[0].strip()
+
+
+def write_block(path: Path, block: str) -> None:
+    """Replaces what stands between BEGIN and END in a file."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    write_text(path, f"{before}{BEGIN}\n{block}{END}{rest.partition(END)[2]}")
+
+
+def write_cards_table() -> None:
+    write_block(ROOT / "demos" / "README.md", cards_table())
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def headline_table(runs: pd.DataFrame) -> str:
+    """method x environment: mean ± standard deviation over seeds (normalised), between expert and random policy."""
+    cards = {env: load_card(ROOT / "demos" / f"{env}.npz") for env in ENVS}
+    expert = [
+        "expert (demonstrations)",
+        *(f"{c['expert']['demos']['return_mean']:.0f}" if c else "" for c in cards.values()),
+    ]
+    random = ["random policy", *(f"{c['random']['return_mean']:.0f}" if c else "" for c in cards.values())]
+    rows = []
+    for name, group in runs.groupby(runs.apply(row_name, axis=1), sort=True):
+        cells = []
+        for env in ENVS:
+            scores = group.loc[group["env"] == env, "eval_return_mean"]
+            share = normalized(scores.mean(), cards[env])
+            cells.append(f"{scores.mean():.0f} ± {scores.std(ddof=0):.0f} ({share:.2f})" if len(scores) else "")
+        rows.append([f"**{name}**", *cells])
+    return markdown_table(["final policy", *ENVS], [expert, *rows, random])
+
+
+def seeds_table(runs: pd.DataFrame) -> str:
+    """A row for each method and environment: every seed, the worst one, speed."""
+    rows = []
+    for (name, env), group in runs.groupby([runs.apply(row_name, axis=1), "env"], sort=True):
+        group = group.sort_values("seed")
+        worst = group.loc[group["eval_return_mean"].idxmin()]
+        rows.append([
+            name, env, str(len(group)),
+            ", ".join(f"{s}: {r:.0f}" for s, r in zip(group["seed"], group["eval_return_mean"])),
+            f"{group['normalized_return'].mean():.3f}",
+            f"{worst['eval_return_mean']:.0f} (seed {worst['seed']})",
+            f"{group['steps_per_second'].mean():.0f}",
+        ])  # fmt: skip
+    return markdown_table(
+        ["method", "environment", "runs", "return of each seed", "normalised mean", "worst", "steps/s"], rows
+    )
+
+
+def cards_table() -> str:
+    """The demonstrations' cards as a table."""
+    rows = []
+    for env in ENVS:
+        if (card := load_card(ROOT / "demos" / f"{env}.npz")) is None:
+            continue
+        row = [env]
+        for which in (card["expert"]["demos"], card["expert"]["fresh"]):
+            row += [f"{which['return_mean']:.0f} ± {which['return_std']:.0f}", f"{which['return_min']:.0f}"]
+        rows.append([*row, f"{card['random']['return_mean']:.1f}"])
+    return markdown_table(["", "recorded episodes", "minimum", "fresh episodes", "minimum", "random policy"], rows)
+
+
+def leaderboard_table() -> str:
+    """The published numbers, from other demonstrations: a yardstick, never compared for better or worse."""
+    board = pd.read_csv(ROOT / "benchmark" / "leaderboard.csv")
+    rows = []
+    for _, r in board.iterrows():
+        scores = (r["halfcheetah_v4"], r["hopper_v4"], r["walker2d_v4"])
+        rows.append([r["method"], r["source"], str(r["seed"]), *("" if pd.isna(x) else f"{x:.0f}" for x in scores)])
+    return markdown_table(["published, other demonstrations", "source", "seed", *ENVS], rows)
+
+
+def summary(runs: pd.DataFrame) -> str:
+    quick = runs["labels"].str.contains("quick")
+    text = (
+        "# Results\n\nEvaluation return of the final policy in 10 deterministic episodes: mean ± standard deviation"
+        " over seeds, in brackets normalised (0 is the random policy, 1 the expert).\n\n"
+    )
+    if quick.any():
+        text += "Rows ending in -quick are a two-minute look, not results.\n\n"
+    return (
+        text + headline_table(runs) + "\n## Every seed\n\n" + seeds_table(runs)
+        + "\n## Published numbers, from other demonstrations\n\n"
+        + "Not comparable with the rows above: their demonstrations are not public.\n\n" + leaderboard_table()
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- curves
+
+
+def draw_curves(runs: pd.DataFrame, folder: Path) -> None:
+    """curves-ENV.png: the true return of training episodes, every seed a thin line, a method's mean a thick one."""
+    colors = plt.get_cmap("tab10").colors
+    names = sorted(set(runs.apply(row_name, axis=1)))
+    for env, of_env in runs.groupby("env"):
+        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        for name, group in of_env.groupby(of_env.apply(row_name, axis=1)):
+            color, smooth = colors[names.index(name) % len(colors)], []
+            for run_folder in group["folder"]:
+                metrics = pd.read_csv(Path(run_folder) / "metrics.csv").set_index("steps")["true_return"].dropna()
+                smooth.append(metrics.rolling(20, min_periods=1).mean())
+                axes.plot(smooth[-1].index, smooth[-1], color=color, alpha=0.35, linewidth=1)
+            mean = pd.concat(smooth, axis=1).interpolate(limit_area="inside").mean(axis=1)
+            axes.plot(mean.index, mean, color=color, linewidth=2, label=f"{name} ({len(group)} seeds)")
+        if card := load_card(ROOT / "demos" / f"{env}.npz"):
+            axes.axhline(card["expert"]["demos"]["return_mean"], color="black", linestyle="--", label="expert")
+            axes.axhline(card["random"]["return_mean"], color="gray", linestyle=":", label="random policy")
+        axes.set(title=env, xlabel="environment steps", ylabel="true return (sampled actions, last 20 rollouts)")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        with replacing(folder / f"curves-{env}.png") as temporary:
+            figure.savefig(temporary, dpi=130, format="png")
+        plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------------------ publish
+
+
+def readme_block(published: pd.DataFrame) -> str:
+    """What stands in README between BEGIN and END, made of benchmark/results.csv alone."""
+    counts = published.groupby([*KEY[:4], "env"]).size()
+    per_cell = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    return (
+        headline_table(published)
+        + f"\n{len(published)} runs, {per_cell} seeds a cell, {published['steps'].max():,} steps each, one core of an "
+        + f"{published['cpu'].mode()[0]} each: {published['minutes'].median():.0f} minutes a run (median), "
+        + f"{published['steps_per_second'].median():.0f} steps/s. MuJoCo {published['mujoco'].mode()[0]}. "
+        + "Every run: [benchmark/results.csv](benchmark/results.csv).\n"
+    )
+
+
+def read_published() -> pd.DataFrame:
+    path = ROOT / "benchmark" / "results.csv"
+    frame = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    return frame.astype({"labels": str})
+
+
+def publish(runs: pd.DataFrame) -> None:
+    """Merges the benchmark's own runs (no quick look, full budget, committed code) into benchmark/ and README."""
+    fresh = runs[~runs["labels"].str.contains(r"quick|\d-steps") & runs["git_clean"]]
+    if fresh.empty:
+        raise UserError("results/: no run to publish; expected full 1M-step runs of a committed, clean tree")
+    merged = pd.concat([read_published(), fresh[list(COLUMNS)]]).drop_duplicates(KEY, keep="last").sort_values(KEY)
+    with replacing(ROOT / "benchmark" / "results.csv") as temporary:
+        merged.to_csv(temporary, index=False)
+    draw_curves(fresh, ROOT / "benchmark")
+    write_block(ROOT / "README.md", readme_block(read_published()))
+
+
+def main(config: Config | None = None) -> None:
+    config = config or Config()
+    runs = read_runs(config.results)
+    if runs.empty:
+        raise UserError(f"{config.results}: no result.json below it; expected at least one finished run")
+    with replacing(config.results / "summary.csv") as temporary:
+        runs.drop(columns="folder").to_csv(temporary, index=False)
+    write_text(config.results / "summary.md", text := summary(runs))
+    draw_curves(runs, config.results)
+    if config.publish:
+        publish(runs)
+    print(text)
+    print(f"written to {config.results}: summary.md, summary.csv, curves-*.png")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")

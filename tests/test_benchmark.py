@@ -1,0 +1,123 @@
+"""run_all.sh's launcher and the report, as a user meets them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import custom_irl as irl
+import matplotlib.image
+import pandas as pd
+import pytest
+from conftest import ROOT, command
+
+import report
+from benchmark import launch
+
+TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "4096")
+
+
+def test_launcher_runs_reports_skips_and_resumes(tmp_path):
+    words = ("-m", "benchmark.launch", *TINY, "--results", tmp_path)
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("metrics.csv")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)  # Ctrl-C in the middle of the first runs
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and list(tmp_path.rglob("training.pt")) and not list(tmp_path.rglob("result.json"))
+
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    results = sorted(tmp_path.rglob("result.json"))
+    label = tmp_path / "custom-4096-steps" / "Hopper-v4"
+    assert results == [label / "seed1" / "result.json", label / "seed2" / "result.json"]
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    for row, path in zip(summary.itertuples(), results):
+        assert row.eval_return_mean == json.loads(path.read_text())["eval_return_mean"]
+    assert matplotlib.image.imread(tmp_path / "curves-Hopper-v4.png").std() > 0.01
+
+    stamps = [path.stat().st_mtime_ns for path in results]
+    assert command(*words).returncode == 0
+    assert [path.stat().st_mtime_ns for path in results] == stamps  # finished runs are not run again
+
+
+def test_launcher_names_the_runs_that_failed(tmp_path):
+    done = command("-m", "benchmark.launch", *TINY, "--results", tmp_path, "--demo-episodes", "99")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Hopper-v4 seed 1: " in done.stderr and "expected at least 99" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--env", "Hopper-v4"], ["--no-such-flag"], ["--num-steps", "0"]])
+def test_launcher_refuses_bad_flags_before_it_starts(flags, tmp_path):
+    done = command("-m", "benchmark.launch", "--results", tmp_path, *flags)
+    assert done.returncode != 0 and "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_the_default_is_three_environments_and_three_seeds():
+    jobs = launch.make_jobs(launch.Config(), [])
+    runs = {(job.args.env, job.args.seed, job.args.total_timesteps) for job in jobs}
+    assert runs == {(env, seed, 1_000_000) for env in report.ENVS for seed in (42, 123, 456)}
+    assert len({job.folder for job in jobs}) == 9
+
+
+def test_a_quick_look_is_marked_everywhere(tmp_path, capsys):
+    jobs = launch.make_jobs(launch.Config(results=tmp_path), ["--quick"])
+    assert {job.args.num_rounds * job.args.batch_size for job in jobs} == {20_480}
+    assert all("custom-quick" in str(job.folder) for job in jobs)
+    assert "QUICK" in launch.overview(jobs).title
+    args = irl.Args(quick=True, num_envs=8, num_steps=2048, out=tmp_path / "custom-quick" / "Hopper-v4" / "seed1")
+    assert irl.run(irl.RewardNetwork, irl.IRLAlgorithm, args, "custom")["labels"] == ["quick"]
+    report.main(report.Config(results=tmp_path))
+    assert "custom-quick" in (text := capsys.readouterr().out) and "not results" in text
+    with pytest.raises(irl.UserError, match="no run to publish"):
+        report.publish(report.read_runs(tmp_path))
+
+
+def test_summary_shows_expert_random_every_seed_and_the_published_board(tiny_run, tmp_path):
+    folder, result, _ = tiny_run
+    shutil.copytree(folder, tmp_path / "custom-4096-steps" / "Hopper-v4" / "seed1")
+    report.main(report.Config(results=tmp_path))
+    text = (tmp_path / "summary.md").read_text()
+    card = irl.load_card(ROOT / "demos" / "Hopper-v4.npz")
+    for number in (card["expert"]["demos"]["return_mean"], card["random"]["return_mean"]):
+        assert f"{number:.0f}" in text
+    assert f"1: {result['eval_return_mean']:.0f}" in text and f"{result['eval_return_mean']:.0f} (seed 1)" in text
+    assert "other demonstrations" in text and "qwen3.6-plus" in text
+
+
+def test_report_names_a_broken_result(tmp_path):
+    (tmp_path / "result.json").write_text('{"schema": 1}')
+    done = command("report.py", "--results", tmp_path)
+    assert done.returncode == 1 and "result.json" in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "result.json").unlink()
+    assert "expected at least one finished run" in command("report.py", "--results", tmp_path).stderr
+
+
+def test_readme_table_is_what_the_committed_runs_say():
+    assert report.read_block(ROOT / "README.md") == report.readme_block(report.read_published()).strip()
+    assert report.read_block(ROOT / "demos" / "README.md") == report.cards_table().strip()
+
+
+def test_published_runs_are_full_runs_of_clean_code():
+    runs = report.read_published()
+    assert (runs["steps"] == 999_424).all() and (runs["git_clean"].astype(str) == "True").all()
+    assert (runs["git_commit"].str.len() == 40).all()
+
+
+def test_run_all_says_when_python_cannot_be_used(tmp_path):
+    """With a Python of the wrong version, one clear line and nothing installed."""
+    shutil.copy(ROOT / "run_all.sh", tmp_path), shutil.copy(ROOT / "requirements.txt", tmp_path)
+    fake = tmp_path / "python"
+    for script, message in (
+        ('if [ "$1" = --version ]; then echo Python 3.9.1; else exit 1; fi', "Python 3.9.1 is not supported"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "has no venv module; install it first"),
+    ):
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+        env = {**os.environ, "PYTHON": str(fake)}
+        done = subprocess.run(["bash", "run_all.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / ".venv").exists()

@@ -1,0 +1,97 @@
+"""The mathematics of the FIXED part: advantages, running statistics, the policy's density, episode sums."""
+
+import custom_irl as irl
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Normal
+
+
+def slow_gae(rewards, values, next_values, terminated, ended, gamma, lam):
+    """Equation 16 written out: the discounted sum of TD residuals up to the episode's end or the rollout's."""
+    T, N = rewards.shape
+    advantages = np.zeros((T, N))
+    for n in range(N):
+        for t in range(T):
+            weight = 1.0
+            for k in range(t, T):
+                bootstrap = 0.0 if terminated[k, n] else next_values[k, n]
+                advantages[t, n] += weight * (rewards[k, n] + gamma * bootstrap - values[k, n])
+                if ended[k, n]:
+                    break
+                weight *= gamma * lam
+    return advantages
+
+
+@given(st.integers(0, 2**31), st.integers(1, 24), st.integers(1, 4), st.floats(0.5, 1.0), st.floats(0.0, 1.0))
+@settings(max_examples=50, deadline=None)
+def test_gae_equals_the_slow_sum_with_terminations_and_time_limits(seed, T, N, gamma, lam):
+    rng = np.random.default_rng(seed)
+    rewards, values, next_values = rng.normal(size=(3, T, N)).astype(np.float32)
+    ended = rng.random((T, N)) < 0.2
+    terminated = ended & (rng.random((T, N)) < 0.5)
+    fast = irl.compute_gae(*map(torch.from_numpy, (rewards, values, next_values, terminated, ended)), gamma, lam)
+    slow = slow_gae(rewards, values, next_values, terminated, ended, gamma, lam)
+    np.testing.assert_allclose(fast.numpy(), slow, rtol=1e-4, atol=1e-4)
+
+
+def test_a_time_limit_bootstraps_and_a_termination_does_not():
+    one, yes, no = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    limit = irl.compute_gae(one, 0 * one, 10 * one, no, yes, 0.9, 0.95)
+    death = irl.compute_gae(one, 0 * one, 10 * one, yes, yes, 0.9, 0.95)
+    assert (limit.item(), death.item()) == (10.0, 1.0)
+
+
+@given(st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20), min_size=1, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_reward_normalization_equals_numpy_over_all_rewards_so_far(batches):
+    norm, seen = irl.RunningNorm(), []
+    for batch in batches:
+        seen.extend(batch)
+        out = norm(torch.tensor(batch))
+        x = np.array(seen, np.float64)
+        np.testing.assert_allclose(norm.mean, x.mean(), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(norm.var, x.var(), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(out.numpy(), (batch - x.mean()) / np.sqrt(x.var() + 1e-8), rtol=1e-3, atol=1e-3)
+
+
+def test_policy_density_and_entropy_equal_torch_distributions():
+    torch.manual_seed(0)
+    policy, obs, acts = irl.Policy(5, 3), torch.randn(7, 5), torch.randn(7, 3)
+    with torch.no_grad():
+        policy.actor_logstd.copy_(torch.randn(1, 3))
+    action, log_prob, entropy, value = policy.get_action_and_value(obs, acts)
+    normal = Normal(policy.actor_mean(obs), policy.actor_logstd.exp().expand(7, 3))
+    torch.testing.assert_close(log_prob, normal.log_prob(acts).sum(-1))
+    torch.testing.assert_close(entropy, normal.entropy().sum(-1))
+    assert action is acts and value.shape == (7,)
+
+
+def test_policy_update_raises_the_probability_of_rewarded_actions():
+    """One-step episodes, reward 1 where the action is positive: PPO has to move the mean up."""
+    torch.manual_seed(0)
+    args = irl.Args(num_envs=8, num_steps=64, total_timesteps=512)
+    policy = irl.Policy(3, 1)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-4)
+    obs, yes = torch.randn(64, 8, 3), torch.ones(64, 8, dtype=torch.bool)
+    with torch.no_grad():
+        acts, logprobs, _, values = policy.get_action_and_value(obs.flatten(0, 1))
+        before = policy.actor_mean(obs).mean()
+    shaped = acts.view(64, 8, 1), obs, logprobs.view(64, 8), values.view(64, 8), values.view(64, 8)
+    rollout = irl.Rollout(obs, *shaped, torch.zeros(64, 8), yes, yes)
+    stats = irl.update_policy(policy, optimizer, rollout, (acts.view(64, 8) > 0).float(), args)
+    assert policy.actor_mean(obs).mean() > before + 0.1
+    assert stats["approx_kl"] > 0 and 0 <= stats["clip_fraction"] <= 1
+
+
+@given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 3), st.integers(1, 29))
+@settings(max_examples=50, deadline=None)
+def test_episode_sums_do_not_depend_on_where_rollouts_are_cut(seed, T, N, cut):
+    rng = np.random.default_rng(seed)
+    values, ended = rng.integers(-5, 5, (T, N)).astype(float), rng.random((T, N)) < 0.3
+    whole, parts = np.zeros(N), np.zeros(N)
+    sums = irl.episode_sums(values, ended, whole)
+    split = irl.episode_sums(values[:cut], ended[:cut], parts) + irl.episode_sums(values[cut:], ended[cut:], parts)
+    assert sums == split and (whole == parts).all()
+    assert np.isclose(sum(sums) + whole.sum(), values.sum())
