@@ -169,7 +169,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
         sys.exit(130)
-    report.main(report.Config(results=config.results))
+    if any(job.state == "done" for job in jobs):
+        report.main(report.Config(results=config.results))
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
         print(f"failed: {job.name}: {job.last_words()} (all of it in {job.log})", file=sys.stderr)

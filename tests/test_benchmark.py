@@ -17,7 +17,7 @@ from conftest import ROOT, command
 import report
 from benchmark import launch
 
-TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "4096")
+TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "8192")
 
 
 def test_launcher_runs_reports_skips_and_resumes(tmp_path):
@@ -32,7 +32,7 @@ def test_launcher_runs_reports_skips_and_resumes(tmp_path):
     done = command(*words)
     assert done.returncode == 0, done.stderr
     results = sorted(tmp_path.rglob("result.json"))
-    label = tmp_path / "custom-4096-steps" / "Hopper-v4"
+    label = tmp_path / "custom-8192-steps" / "Hopper-v4"
     assert results == [label / "seed1" / "result.json", label / "seed2" / "result.json"]
     summary = pd.read_csv(tmp_path / "summary.csv")
     for row, path in zip(summary.itertuples(), results):
