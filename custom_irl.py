@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -114,9 +114,7 @@ class Args:
             if type(value) is int and value < (0 if key == "seed" else 1):
                 raise UserError(f"--{key.replace('_', '-')} {value}: expected a positive integer (--seed: or 0)")
         if self.num_rounds < 1:
-            raise UserError(
-                f"--total-timesteps {self.total_timesteps}: expected at least a rollout of {self.batch_size}"
-            )
+            raise UserError(f"--total-timesteps {self.total_timesteps}: expected at least {self.batch_size}, a rollout")
         if self.batch_size % self.num_minibatches:
             raise UserError(f"--num-minibatches {self.num_minibatches}: expected a divisor of {self.batch_size}")
 
@@ -144,6 +142,11 @@ class Args:
             "reward-only": self.no_policy_access,
             self.panel: self.panel != "dense",
         }
+        told = ("env", "seed", "out", "overwrite", "quick", "total_timesteps", "no_policy_access", "true_reward")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in (*told, "demo_episodes", "demo_subsample") and value != field.default:
+                marks[f"{field.name}-{getattr(value, 'stem', value)}".replace("_", "-")] = True
         return [mark for mark, applies in marks.items() if applies]
 
     def folder(self, method: str, results: Path = ROOT / "results") -> Path:
@@ -337,12 +340,11 @@ class RewardNetwork(nn.Module):
         super().__init__()
         self.critic = mlp(2 * obs_dim + action_dim, 160)
         self.end_logit = mlp(obs_dim, 64)
-        nn.init.constant_(self.end_logit[-1].bias, -4.0)  # endings are rare
         for name, value in (("obs_mean", torch.zeros(obs_dim)), ("obs_std", torch.ones(obs_dim))):
             self.register_buffer(name, value)
         for name, value in (("act_low", -torch.ones(action_dim)), ("act_high", torch.ones(action_dim))):
             self.register_buffer(name, value)
-        for name, value in (("policy_score", 0.0), ("expert_score", 1.0), ("c", 0.0)):  # running means
+        for name, value in (("policy_score", 0.0), ("expert_score", 1.0), ("c", 0.0), ("end_log_odds", -10.0)):
             self.register_buffer(name, torch.tensor(value))
 
     def fit_normalizer(self, obs, acts):
@@ -365,8 +367,11 @@ class RewardNetwork(nn.Module):
         gap = (self.expert_score - self.policy_score).clamp(min=0.1)
         return torch.sigmoid(4 * (score - self.policy_score) / gap - 2)
 
+    def end_probability(self, state):
+        return torch.sigmoid(self.end_logit(self.normalize(state)).squeeze(-1) + self.end_log_odds)
+
     def potential(self, state):
-        return self.c * torch.sigmoid(-self.end_logit(self.normalize(state))).squeeze(-1)
+        return self.c * (1 - self.end_probability(state))
 
     def forward(self, state, action, next_state):
         return self.g(state, action, next_state) + self.gamma * self.potential(next_state) - self.potential(state)
@@ -378,9 +383,9 @@ class IRLAlgorithm:
     critic   maximises E_expert[critic] - E_policy[critic] under a one-sided gradient penalty (WGAN-GP, arXiv
              1704.00028). Unlike a classifier it does not saturate: its slope stays 1 however far the policy is from the
              expert. The policy's side is a replay of the last rollouts, so that it does not chase the newest one.
-    p        logistic regression of "this next state ended an episode", on a sample of all rollouts so far. A time limit
-             ends episodes in states that hardly ever end one, so p stays near 0 there, whether or not `policy_dones`
-             counts time limits. Early falls stay in the sample when the policy no longer falls.
+    p        logistic regression of "this next state ended an episode", on as many endings as other states, then
+             corrected by the log-odds of an ending (Bayes). A time limit ends episodes in states that hardly ever end
+             one, so p stays near 0 there, whether or not `policy_dones` counts time limits. No fall is ever forgotten.
     """
 
     steps = 3  # gradient steps of both in one call of `update`
@@ -392,9 +397,10 @@ class IRLAlgorithm:
         self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
         reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])
         self.critic_optimizer = optim.Adam(reward_net.critic.parameters(), lr=args.irl_lr, fused=True)
-        self.end_optimizer = optim.Adam(reward_net.end_logit.parameters(), lr=1e-3, fused=True)
+        self.end_optimizer = optim.Adam(reward_net.end_logit.parameters(), lr=3e-3, fused=True)
         self.replay = []  # (obs, acts, next_obs) of the last rollouts
-        self.arrivals = (torch.empty(0, obs_dim, device=device), torch.empty(0, device=device))  # next_obs, dones
+        self.endings = self.others = torch.empty(0, obs_dim, device=device)  # next states, of all rollouts
+        self.seen = 0  # transitions in all rollouts
         self.calls = 0
 
     def compute_reward(self, obs, acts, next_obs):
@@ -404,9 +410,7 @@ class IRLAlgorithm:
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
             self.replay = [*self.replay, (policy_obs, policy_acts, policy_next_obs)][-self.replay_rounds :]
-            rows = self.random_rows(len(policy_obs), self.sample_per_round)
-            sample = policy_next_obs[rows], policy_dones.flatten()[rows].float()
-            self.arrivals = tuple(torch.cat(pair) for pair in zip(self.arrivals, sample))
+            self.remember_endings(policy_next_obs, policy_dones.flatten() > 0.5)
         self.calls += 1
         for _ in range(self.steps):
             report = {**self.critic_step(), **self.end_step()}
@@ -437,11 +441,21 @@ class IRLAlgorithm:
         net.policy_score.lerp_(policy_score.detach(), 0.1)
         return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
 
+    def remember_endings(self, next_obs, ended):
+        self.endings = torch.cat([self.endings, next_obs[ended]])
+        others = next_obs[~ended]
+        self.others = torch.cat([self.others, others[self.random_rows(len(others), self.sample_per_round)]])
+        self.seen += len(ended)
+        if len(self.endings):
+            self.reward_net.end_log_odds.fill_(np.log(len(self.endings) / (self.seen - len(self.endings))))
+
     def end_step(self):
-        states, ended = self.arrivals
-        rows = self.random_rows(len(states), self.args.irl_batch_size)
-        logits = self.reward_net.end_logit(self.reward_net.normalize(states[rows])).squeeze(-1)
-        loss = F.binary_cross_entropy_with_logits(logits, ended[rows])
+        if not len(self.endings):
+            return {"end_loss": 0.0}
+        net, size = self.reward_net, self.args.irl_batch_size // 2
+        states = torch.cat([x[self.random_rows(len(x), size)] for x in (self.endings, self.others)])
+        logits = net.end_logit(net.normalize(states)).squeeze(-1)
+        loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
         self.end_optimizer.zero_grad()
         loss.backward()
         self.end_optimizer.step()
@@ -669,7 +683,10 @@ def save_training(path: Path, state: dict, envs: VectorEnv) -> None:
 
 def load_training(path: Path, envs: VectorEnv) -> dict:
     """The state `save_training` wrote here, with the environments and all generators brought back to it."""
-    saved = torch.load(path, weights_only=False)  # our own file, written a moment ago by the same code
+    try:
+        saved = torch.load(path, weights_only=False)  # our own file: the folder's config.json names the same code
+    except Exception as error:
+        raise UserError(f"{path}: cannot be resumed from ({error!r}); remove it to start this run anew") from None
     envs.restore(saved["envs"])
     random.setstate(saved["generators"][0])
     np.random.set_state(saved["generators"][1])
@@ -722,8 +739,6 @@ def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | 
         "seconds": seconds,
         **run,
         "demos": {**run["demos"], "file": args.demos_path.name, "transitions": n_demos},
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_clean": git("status", "--porcelain") == "",
         "hardware": hardware(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -857,6 +872,7 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals:
     folder, description = args.folder(method), describe_run(args, method, (reward_cls, algorithm_cls))
     if (result := open_folder(folder, description, args.overwrite)) is not None:
         return result
+    provenance = {"git_commit": git("rev-parse", "HEAD"), "git_clean": git("status", "--porcelain") == ""}
     unfinished = folder / "checkpoint" / "training.pt"
     if unfinished.exists():
         state = load_training(unfinished, envs)
@@ -870,14 +886,15 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals:
             with timed(state["seconds"], "logging"):
                 state["rows"].append(row)
                 write_metrics(folder / "metrics.csv", state["rows"])
-                if state["round"] % CHECKPOINT_EVERY == 0 or signals:
+                if state["round"] % CHECKPOINT_EVERY == 0:
                     save_training(unfinished, state, envs)
             bar.update(args.batch_size)
             if row["episodes"]:
                 bar.set_postfix_str(f"return {row['true_return']:.0f}")
     if state["round"] < args.num_rounds:
+        save_training(unfinished, state, envs)
         return None
-    return write_result(folder, description, args, state, card, n_demos)
+    return write_result(folder, description | provenance, args, state, card, n_demos)
 
 
 def parse_args(flags: Sequence[str] | None = None) -> Args:
@@ -900,9 +917,7 @@ def main(reward_cls: type, algorithm_cls: type, method: str) -> None:
     if result["labels"]:
         print(f"not the benchmark's own configuration: {', '.join(result['labels'])}")
     share = "" if result["normalized_return"] is None else f", {result['normalized_return']:.3f} of the expert's"
-    print(
-        f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, results in {args.folder(result['method'])}"
-    )
+    print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, {args.folder(result['method'])}")
     print(f"final policy: {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f}{share}")
     print(f"eval_return_{args.env.lower().replace('-', '_')}: {result['eval_return_mean']:.2f}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import tyro
-from custom_irl import ROOT, UserError, load_card, normalized, replacing
+from custom_irl import PANELS, ROOT, UserError, load_card, normalized, replacing
 
 matplotlib.use("Agg")  # nothing here needs a screen
 import matplotlib.pyplot as plt
@@ -148,7 +148,14 @@ def leaderboard_table() -> str:
     rows = []
     for _, r in board.iterrows():
         scores = (r["halfcheetah_v4"], r["hopper_v4"], r["walker2d_v4"])
-        rows.append([r["method"], r["source"], str(r["seed"]), *("" if pd.isna(x) else f"{x:.0f}" for x in scores)])
+        rows.append(
+            [
+                f"{r['method']} ({r['kind']})",
+                r["source"],
+                str(r["seed"]),
+                *("" if pd.isna(x) else f"{x:.0f}" for x in scores),
+            ]
+        )
     return markdown_table(["published, other demonstrations", "source", "seed", *ENVS], rows)
 
 
@@ -220,7 +227,8 @@ def read_published() -> pd.DataFrame:
 
 def publish(runs: pd.DataFrame) -> None:
     """Merges the benchmark's own runs (no quick look, full budget, committed code) into benchmark/ and README."""
-    fresh = runs[~runs["labels"].str.contains(r"quick|\d-steps") & runs["git_clean"]]
+    official = runs["labels"].map(lambda labels: set(labels.split()) <= {"reward-only", *PANELS.values()})
+    fresh = runs[official & runs["git_clean"]]
     if fresh.empty:
         raise UserError("results/: no run to publish; expected full 1M-step runs of a committed, clean tree")
     merged = pd.concat([read_published(), fresh[list(COLUMNS)]]).drop_duplicates(KEY, keep="last").sort_values(KEY)

@@ -90,7 +90,7 @@ class After:
 def test_resuming_equals_an_uninterrupted_run(tmp_path, true_reward):
     flags = dict(env="Hopper-v4", true_reward=true_reward)
     whole = train(tmp_path, "whole", **flags)
-    for interruption in (5, 4):
+    for interruption in (3, 3):
         assert train(tmp_path, "parts", signals=After(interruption), **flags) is None
         assert (tmp_path / "parts" / "checkpoint" / "training.pt").exists()
     parts = train(tmp_path, "parts", **flags)
@@ -151,6 +151,21 @@ def test_policy_access_is_given_unless_refused(tmp_path):
     assert calls == [(irl.Policy, torch.optim.Adam)]
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    assert train(tmp_path, "run", signals=After(2)) is None
+    unfinished = tmp_path / "run" / "checkpoint" / "training.pt"
+    unfinished.write_bytes(unfinished.read_bytes()[:1000])
+    with pytest.raises(irl.UserError, match=r"training.pt: cannot be resumed from"):
+        train(tmp_path, "run")
+
+
+def test_labels_name_whatever_differs_from_the_benchmark():
+    assert irl.Args().labels() == [] and irl.Args(true_reward=True, seed=7, env="Walker2d-v4").labels() == []
+    assert irl.Args(demo_episodes=20, demo_subsample=20, no_policy_access=True).labels() == ["reward-only", "scarce"]
+    assert irl.Args(irl_lr=1e-3, num_envs=4, quick=True).labels() == ["quick", "num-envs-4", "irl-lr-0.001"]
+    assert irl.Args(demos=irl.Path("a/b.npz"), demo_episodes=3).labels() == ["3x1", "demos-b"]
+
+
 def test_true_reward_is_the_oracle(tmp_path):
     result = train(tmp_path, "oracle", true_reward=True)
     assert result["method"] == "oracle" and result["demos"]["sha256"] is None
@@ -171,7 +186,7 @@ def test_another_run_is_never_replaced_unasked(tmp_path):
     ("flags", "message"),
     [
         (["--env", "Hoper-v4"], "error: --env Hoper-v4: "),
-        (["--total-timesteps", "100"], "error: --total-timesteps 100: expected at least a rollout of 2048"),
+        (["--total-timesteps", "100"], "error: --total-timesteps 100: expected at least 2048, a rollout"),
         (["--num-steps", "0"], "error: --num-steps 0: expected a positive integer"),
         (["--num-minibatches", "7"], "error: --num-minibatches 7: expected a divisor of 2048"),
         (["--demo-episodes", "51"], "holds 50 episodes; expected at least 51"),
