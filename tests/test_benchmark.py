@@ -68,7 +68,7 @@ def test_a_quick_look_is_marked_everywhere(tmp_path, capsys):
     assert {job.args.num_rounds * job.args.batch_size for job in jobs} == {20_480}
     assert all("custom-quick" in str(job.folder) for job in jobs)
     assert "QUICK" in launch.overview(jobs).title
-    args = irl.Args(quick=True, num_envs=8, num_steps=2048, out=tmp_path / "custom-quick" / "Hopper-v4" / "seed1")
+    args = irl.Args(quick=True, out=tmp_path / "custom-quick" / "Hopper-v4" / "seed1")
     assert irl.run(irl.RewardNetwork, irl.IRLAlgorithm, args, "custom")["labels"] == ["quick"]
     report.main(report.Config(results=tmp_path))
     assert "custom-quick" in (text := capsys.readouterr().out) and "not results" in text
