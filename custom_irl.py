@@ -10,8 +10,6 @@ A method of your own is two such classes and one call: `main(RewardNetwork, IRLA
 of an interrupted run, given again, goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import inspect
@@ -54,8 +52,6 @@ class UserError(Exception):
 
 
 # ======================================================================================================== configuration
-
-
 @dataclass(frozen=True)
 class Args:
     env: str = "Hopper-v4"
@@ -154,8 +150,6 @@ class Args:
 
 
 # ========================================================================================================= environments
-
-
 def make_env(env_id: str) -> gym.Env:
     """An environment with flat Box spaces; UserError for anything else."""
     try:
@@ -222,8 +216,6 @@ class VectorEnv:
 
 
 # ================================================================================================================ demos
-
-
 def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> dict[str, torch.Tensor]:
     """Every `subsample`-th transition of the first `episodes` episodes of an .npz written by demos/generate.py.
 
@@ -279,8 +271,6 @@ def normalized(score: float, card: dict | None) -> float | None:
 
 
 # =============================================================================================================== policy
-
-
 def tanh_mlp(in_dim: int, out_dim: int, out_std: float) -> nn.Sequential:
     layers = [nn.Linear(in_dim, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, out_dim)]
     for layer, std in zip(layers[::2], (np.sqrt(2), np.sqrt(2), out_std)):
@@ -315,8 +305,6 @@ class Policy(nn.Module):
 
 
 # ================================================================================================ EDITABLE REGION BEGIN
-
-
 def mlp(in_dim, hidden):
     return nn.Sequential(
         nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1)
@@ -573,8 +561,6 @@ def update_policy(
 
 
 # =============================================================================================================== method
-
-
 def check_size(reward_net: nn.Module, obs_dim: int, action_dim: int) -> None:
     """The contract's cap: 1.05 x AIRL's g on [s, a] and h on s, each 256-256-1."""
     airl = sum((n + 1) * 256 + 257 * 256 + 257 for n in (obs_dim + action_dim, obs_dim))
@@ -604,8 +590,6 @@ def update_reward(algorithm, flat: tuple[torch.Tensor, ...], dones: torch.Tensor
 
 
 # =========================================================================================================== evaluation
-
-
 @torch.no_grad()
 def evaluate(policy: Policy, env_id: str, episodes: int, seed: int, deterministic: bool) -> dict:
     """Plays `episodes` episodes under the environment's own reward; returns their returns and lengths."""
@@ -628,8 +612,6 @@ def evaluate(policy: Policy, env_id: str, episodes: int, seed: int, deterministi
 
 
 # ============================================================================================== results and checkpoints
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name to write to and renames it to `path`, so that `path` is never half-written."""
@@ -643,16 +625,17 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def git(*command: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def hardware() -> dict:
+def provenance() -> dict:
+    """Where the numbers come from: commit, whether the tree was clean, hardware."""
+    commit, changes = (
+        subprocess.run(["git", "-C", ROOT, *words.split()], capture_output=True, text=True).stdout.strip()
+        for words in ("rev-parse HEAD", "status --porcelain")
+    )
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cpu = models[0] if models else platform.processor()
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()}
+    hardware = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()}
+    return {"git_commit": commit, "git_clean": bool(commit) and not changes, "hardware": hardware}
 
 
 def describe_run(args: Args, method: str, classes: tuple[type, ...]) -> dict[str, dict]:
@@ -739,7 +722,6 @@ def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | 
         "seconds": seconds,
         **run,
         "demos": {**run["demos"], "file": args.demos_path.name, "transitions": n_demos},
-        "hardware": hardware(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with replacing(folder / "result.json") as temporary:
@@ -760,8 +742,6 @@ def load_run(folder: Path, reward_cls: type | None = None) -> tuple[Policy, nn.M
 
 
 # ================================================================================================================= main
-
-
 @contextmanager
 def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -870,9 +850,9 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals:
         demos = load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
     card, n_demos = load_card(args.demos_path), 0 if demos is None else len(demos["obs"])
     folder, description = args.folder(method), describe_run(args, method, (reward_cls, algorithm_cls))
+    origin = provenance()
     if (result := open_folder(folder, description, args.overwrite)) is not None:
         return result
-    provenance = {"git_commit": git("rev-parse", "HEAD"), "git_clean": git("status", "--porcelain") == ""}
     unfinished = folder / "checkpoint" / "training.pt"
     if unfinished.exists():
         state = load_training(unfinished, envs)
@@ -894,7 +874,7 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals:
     if state["round"] < args.num_rounds:
         save_training(unfinished, state, envs)
         return None
-    return write_result(folder, description | provenance, args, state, card, n_demos)
+    return write_result(folder, description | origin, args, state, card, n_demos)
 
 
 def parse_args(flags: Sequence[str] | None = None) -> Args:

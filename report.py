@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import tyro
+
 from custom_irl import PANELS, ROOT, UserError, load_card, normalized, replacing
 
 matplotlib.use("Agg")  # nothing here needs a screen

@@ -15,12 +15,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import custom_irl
 import tyro
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+import custom_irl
 import report
 
 OWN_FLAGS = ("--env", "--seed", "--out")

@@ -38,7 +38,6 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from custom_irl import replacing, sha256  # noqa: E402
-
 from report import write_cards_table  # noqa: E402
 
 # One range of reset seeds for each purpose, so that no two purposes share an initial state.

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 
-import custom_irl as irl
 import matplotlib.image
 import pandas as pd
 import pytest
-from conftest import ROOT, command
 
+import custom_irl as irl
 import report
 from benchmark import launch
+from conftest import ROOT, command
 
 TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "8192")
 

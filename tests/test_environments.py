@@ -5,10 +5,11 @@ import json
 import pickle
 import sys
 
-import custom_irl as irl
 import gymnasium as gym
 import numpy as np
 import pytest
+
+import custom_irl as irl
 
 ENVS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 DEMOS = irl.ROOT / "demos"

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import custom_irl as irl
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import torch.optim as optim
+
+import custom_irl as irl
 
 HEADER = dict(
     os=os, random=random, time=time, dataclass=dataclass, gym=gym, np=np, torch=torch, nn=nn, F=F, optim=optim

@@ -1,11 +1,12 @@
 """The mathematics of the FIXED part: advantages, running statistics, the policy's density, episode sums."""
 
-import custom_irl as irl
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal
+
+import custom_irl as irl
 
 
 def slow_gae(rewards, values, next_values, terminated, ended, gamma, lam):

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 
-import custom_irl as irl
 import numpy as np
 import pytest
 import torch
+
+import custom_irl as irl
 from conftest import ROOT, command
 
 TIMING = {"steps_per_second", "seconds", "date", "git_commit", "git_clean"}

@@ -1,0 +1,69 @@
+"""The generator of the demonstrations: training that resumes, the folded expert, recording, bad input."""
+
+import json
+import sys
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import custom_irl as irl
+from conftest import ROOT, command
+
+sys.path.insert(0, str(ROOT / "demos"))
+import generate
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Hopper's recipe cut down to two rollouts, in a folder of its own."""
+    monkeypatch.setattr(generate, "HERE", tmp_path)
+    recipe = replace(generate.RECIPES["Hopper-v4"], total_timesteps=4096)
+    monkeypatch.setitem(generate.RECIPES, "Hopper-v4", recipe)
+    return generate.Config(env="Hopper-v4", episodes=2, eval_every=1024, eval_episodes=1, out=tmp_path / "out")
+
+
+def test_training_resumes_where_it_stopped(small, monkeypatch):
+    generate.train(small)
+    folder = generate.HERE / ".training" / "Hopper-v4-seed0"
+    first = generate.read_evaluations(folder)
+    longer = replace(generate.RECIPES["Hopper-v4"], total_timesteps=8192)
+    monkeypatch.setitem(generate.RECIPES, "Hopper-v4", longer)
+    generate.train(small)
+    steps = [score["steps"] for score in generate.read_evaluations(folder)]
+    assert steps[: len(first)] == [score["steps"] for score in first] and steps == sorted(set(steps))
+    assert max(steps) > 4096 - 2048 and all((folder / f"{step}.npz").exists() for step in steps)
+
+
+def test_the_folded_expert_acts_like_the_normalised_policy():
+    envs = generate.VecNormalize(generate.make_vec_env("Hopper-v4", 2, seed=0), clip_obs=1e6)
+    model = generate.PPO("MlpPolicy", envs, device="cpu", **generate.RECIPES["Hopper-v4"].ppo)
+    envs.obs_rms.mean, envs.obs_rms.var = np.linspace(-1, 1, 11), np.linspace(0.1, 3, 11)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(50)
+    obs = np.random.default_rng(0).normal(size=(20, 11))
+    expected, _ = model.predict(envs.normalize_obs(obs), deterministic=True)
+    actions = generate.Expert.from_sb3(model, envs)(obs)
+    np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(actions).max() == 1  # clipped to the action space, as SB3 does
+
+
+def test_recordings_load_and_their_card_is_true(tmp_path):
+    expert = generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz")
+    config = generate.Config(env="Hopper-v4", episodes=2, noise=0.1, out=tmp_path)
+    card = generate.record(config, expert)
+    assert card == json.loads((tmp_path / "Hopper-v4.json").read_text()) and card["expert"]["noise"] == 0.1
+    data = irl.load_demos(tmp_path / "Hopper-v4.npz", 11, 3, episodes=2, subsample=1)
+    assert len(data["obs"]) == round(2 * card["expert"]["demos"]["length_mean"])
+    errors = np.abs(data["acts"].numpy() - expert(data["obs"].numpy()))
+    assert 0.02 < errors.mean() < 0.2  # the noise asked for, less what clipping takes away
+    again = generate.play(gym.make("Hopper-v4"), expert, generate.SEEDS["fresh"])
+    assert len(again.obs) == len(again.acts) + 1 == len(again.rewards) + 1
+
+
+@pytest.mark.parametrize("flags", [["--env", "Pong"], ["--env", "Hopper-v4", "--record-only", "--seed", "x"]])
+def test_bad_input_gets_a_clear_line(flags):
+    done = command("demos/generate.py", *flags)
+    assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
