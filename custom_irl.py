@@ -730,14 +730,15 @@ def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | 
     return result
 
 
-def load_run(folder: Path, reward_cls: type | None = None) -> tuple[Policy, nn.Module | None]:
+def load_run(folder: Path | str, reward_cls: type | None = None) -> tuple[Policy, nn.Module | None]:
     """The final policy and, given its class, the learned reward network of a finished run."""
-    env = make_env(json.loads((folder / "checkpoint" / "config.json").read_text())["config"]["env"])
+    checkpoint = Path(folder) / "checkpoint"
+    env = make_env(json.loads((checkpoint / "config.json").read_text())["config"]["env"])
     dims = env.observation_space.shape[0], env.action_space.shape[0]
     nets = [Policy(*dims), reward_cls(*dims) if reward_cls else None]
     for net, name in zip(nets, ("policy", "reward_net")):
         if net is not None:
-            net.load_state_dict(torch.load(folder / "checkpoint" / f"{name}.pt", weights_only=True))
+            net.load_state_dict(torch.load(checkpoint / f"{name}.pt", weights_only=True))
     return nets[0], nets[1]
 
 

@@ -1,7 +1,10 @@
 """Runs custom_irl.py for every environment and seed, as many at once as there are cores, then writes the report.
 
-python -m benchmark.launch                       # what `bash run_all.sh` calls
-python -m benchmark.launch --seeds 1 2 --envs Hopper-v4 --no-policy-access    # other flags go to custom_irl.py
+    python -m benchmark.launch                    # what `bash run_all.sh` calls
+    python -m benchmark.launch --method gail      # the same for one of baselines/
+    python -m benchmark.launch --envs Hopper-v4 --seeds 1 2 --no-policy-access
+
+Flags that are not its own go to custom_irl.py.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -28,6 +32,8 @@ OWN_FLAGS = ("--env", "--seed", "--out")
 
 @dataclass(frozen=True)
 class Config:
+    method: Literal["custom", "gail", "airl", "bc", "constant", "untrained"] = "custom"
+    """the EDITABLE region of custom_irl.py, or a module of baselines/"""
     envs: tuple[str, ...] = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
     """environments"""
     seeds: tuple[int, ...] = (42, 123, 456)
@@ -61,7 +67,9 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         # A session of its own: Ctrl-C reaches the launcher alone, which then stops the runs in an orderly way.
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.command, cwd=custom_irl.ROOT, stdout=log, stderr=log, start_new_session=True
+            )
         self.state = "running"
 
     def poll(self) -> None:
@@ -90,13 +98,14 @@ def make_jobs(config: Config, flags: list[str]) -> list[Job]:
     for flag in flags:
         if flag.split("=")[0] in OWN_FLAGS:
             raise custom_irl.UserError(f"{flag}: set by run_all.sh itself; expected --envs or --seeds, or a single run")
+    program = ["custom_irl.py"] if config.method == "custom" else ["-m", f"baselines.{config.method}"]
     jobs = []
     for seed in config.seeds:
         for env in config.envs:
             flags_of_run = ["--env", env, "--seed", str(seed), *flags]
             args = custom_irl.parse_args(flags_of_run)
-            folder = args.folder("oracle" if args.true_reward else "custom", config.results)
-            command = [sys.executable, str(custom_irl.ROOT / "custom_irl.py"), *flags_of_run, "--out", str(folder)]
+            folder = args.folder("oracle" if args.true_reward else config.method, config.results)
+            command = [sys.executable, *program, *flags_of_run, "--out", str(folder.absolute())]
             jobs.append(Job(args, command, folder))
     return jobs
 

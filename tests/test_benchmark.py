@@ -50,7 +50,9 @@ def test_launcher_names_the_runs_that_failed(tmp_path):
     assert "Hopper-v4 seed 1: " in done.stderr and "expected at least 99" in done.stderr
 
 
-@pytest.mark.parametrize("flags", [["--env", "Hopper-v4"], ["--no-such-flag"], ["--num-steps", "0"]])
+@pytest.mark.parametrize(
+    "flags", [["--env", "Hopper-v4"], ["--no-such-flag"], ["--num-steps", "0"], ["--method", "magic"]]
+)
 def test_launcher_refuses_bad_flags_before_it_starts(flags, tmp_path):
     done = command("-m", "benchmark.launch", "--results", tmp_path, *flags)
     assert done.returncode != 0 and "Traceback" not in done.stderr and not list(tmp_path.iterdir())
