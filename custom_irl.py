@@ -883,6 +883,16 @@ def parse_args(flags: Sequence[str] | None = None) -> Args:
     return tyro.cli(tyro.conf.FlagCreatePairsOff[Args], args=flags, description=__doc__)
 
 
+def print_result(result: dict, args: Args) -> None:
+    """A run's summary; the last line is the benchmark's metric."""
+    if result["labels"]:
+        print(f"not the benchmark's own configuration: {', '.join(result['labels'])}")
+    share = "" if result["normalized_return"] is None else f", {result['normalized_return']:.3f} of the expert's"
+    print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, {args.folder(result['method'])}")
+    print(f"final policy: {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f}{share}")
+    print(f"eval_return_{args.env.lower().replace('-', '_')}: {result['eval_return_mean']:.2f}")
+
+
 def main(reward_cls: type, algorithm_cls: type, method: str) -> None:
     """The command line of a method: parses the flags, runs, prints the score on the last line."""
     try:
@@ -895,12 +905,7 @@ def main(reward_cls: type, algorithm_cls: type, method: str) -> None:
     if result is None:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    if result["labels"]:
-        print(f"not the benchmark's own configuration: {', '.join(result['labels'])}")
-    share = "" if result["normalized_return"] is None else f", {result['normalized_return']:.3f} of the expert's"
-    print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, {args.folder(result['method'])}")
-    print(f"final policy: {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f}{share}")
-    print(f"eval_return_{args.env.lower().replace('-', '_')}: {result['eval_return_mean']:.2f}")
+    print_result(result, args)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -28,12 +27,17 @@ import custom_irl
 import report
 
 OWN_FLAGS = ("--env", "--seed", "--out")
+METHODS = (
+    {"custom": ["custom_irl.py"]}
+    | {name: ["-m", f"baselines.{name}"] for name in ("gail", "airl", "bc", "constant", "untrained")}
+    | {f"imitation-{name}": ["-m", "benchmark.peers", name] for name in ("bc", "gail", "airl")}
+)
 
 
 @dataclass(frozen=True)
 class Config:
-    method: Literal["custom", "gail", "airl", "bc", "constant", "untrained"] = "custom"
-    """the EDITABLE region of custom_irl.py, or a module of baselines/"""
+    method: str = "custom"
+    """one of METHODS: the EDITABLE region of custom_irl.py, a module of baselines/, or one of imitation's trainers"""
     envs: tuple[str, ...] = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
     """environments"""
     seeds: tuple[int, ...] = (42, 123, 456)
@@ -98,14 +102,15 @@ def make_jobs(config: Config, flags: list[str]) -> list[Job]:
     for flag in flags:
         if flag.split("=")[0] in OWN_FLAGS:
             raise custom_irl.UserError(f"{flag}: set by run_all.sh itself; expected --envs or --seeds, or a single run")
-    program = ["custom_irl.py"] if config.method == "custom" else ["-m", f"baselines.{config.method}"]
+    if config.method not in METHODS:
+        raise custom_irl.UserError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
     jobs = []
     for seed in config.seeds:
         for env in config.envs:
             flags_of_run = ["--env", env, "--seed", str(seed), *flags]
             args = custom_irl.parse_args(flags_of_run)
             folder = args.folder("oracle" if args.true_reward else config.method, config.results)
-            command = [sys.executable, *program, *flags_of_run, "--out", str(folder.absolute())]
+            command = [sys.executable, *METHODS[config.method], *flags_of_run, "--out", str(folder.absolute())]
             jobs.append(Job(args, command, folder))
     return jobs
 
