@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import tyro
+from scipy.stats import bootstrap, mannwhitneyu, trim_mean
 
 from custom_irl import PANELS, ROOT, UserError, load_card, normalized, replacing
 
@@ -130,6 +132,37 @@ def seeds_table(runs: pd.DataFrame) -> str:
     )
 
 
+def interquartile_mean(*scores: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of the middle half of all scores (Agarwal et al. 2021, arXiv 2108.13264); an array for each environment."""
+    return trim_mean(np.concatenate(scores, axis=axis), 0.25, axis=axis)
+
+
+def probability_of_improvement(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """P(a run of ours scores above one of theirs), ties half; the mean over environments (Agarwal et al. 2021)."""
+    return float(np.mean([mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in zip(ours, theirs)]))
+
+
+def aggregate_table(runs: pd.DataFrame) -> str:
+    """Interquartile mean with its interval, and who beats whom: methods with two runs or more on every environment."""
+    scores = {}
+    for name, group in runs.groupby(runs.apply(row_name, axis=1), sort=True):
+        by_env = [group.loc[group["env"] == env, "normalized_return"].to_numpy(float) for env in ENVS]
+        if all(len(x) > 1 for x in by_env):
+            scores[name] = by_env
+    rows = []
+    for name, ours in scores.items():
+        # scipy resamples each environment's runs on their own, which is the stratified bootstrap.
+        drawn = bootstrap(ours, interquartile_mean, n_resamples=2000, method="percentile", rng=0)
+        low, high = drawn.confidence_interval
+        wins = [
+            f"{probability_of_improvement(ours, theirs):.2f}" if theirs is not ours else ""
+            for theirs in scores.values()
+        ]
+        rows.append([name, str(sum(map(len, ours))), f"{interquartile_mean(*ours):.3f} [{low:.3f}, {high:.3f}]", *wins])
+    header = ["method", "runs", "interquartile mean [95 % interval]", *(f"P(above {name})" for name in scores)]
+    return "\n## Over environments, normalised return\n\n" + markdown_table(header, rows) if rows else ""
+
+
 def cards_table() -> str:
     """The demonstrations' cards as a table."""
     rows = []
@@ -169,7 +202,8 @@ def summary(runs: pd.DataFrame) -> str:
     if quick.any():
         text += "Rows ending in -quick are a two-minute look, not results.\n\n"
     return (
-        text + headline_table(runs) + "\n## Every seed\n\n" + seeds_table(runs)
+        text + headline_table(runs) + aggregate_table(runs)
+        + "\n## Every seed\n\n" + seeds_table(runs)
         + "\n## Published numbers, from other demonstrations\n\n"
         + "Not comparable with the rows above: their demonstrations are not public.\n\n" + leaderboard_table()
     )  # fmt: skip

@@ -76,9 +76,9 @@ def train_adversarial(trainer_cls: type, args: irl.Args, demos: Transitions, env
         )
     ppo = make_ppo(args, envs)
     trainer = trainer_cls(
-        demonstrations=demos, demo_batch_size=args.irl_batch_size, venv=envs, gen_algo=ppo, reward_net=reward_net,
-        n_disc_updates_per_round=args.n_irl_updates_per_round, gen_replay_buffer_capacity=args.batch_size,
-        disc_opt_kwargs=dict(lr=args.irl_lr), allow_variable_horizon=True,
+        demonstrations=demos, demo_batch_size=min(args.irl_batch_size, len(demos)), venv=envs, gen_algo=ppo,
+        reward_net=reward_net, n_disc_updates_per_round=args.n_irl_updates_per_round,
+        gen_replay_buffer_capacity=args.batch_size, disc_opt_kwargs=dict(lr=args.irl_lr), allow_variable_horizon=True,
         custom_logger=logger.configure(format_strs=[]),
     )  # fmt: skip
 

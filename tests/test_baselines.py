@@ -89,9 +89,10 @@ def test_bc_imitates_and_refuses_to_run_without_the_policy():
 
 @pytest.mark.parametrize("method", [method for method in launch.METHODS if method != "custom"])
 def test_each_runs_through_the_launcher(method, tmp_path):
-    flags = ("--envs", "Hopper-v4", "--seeds", "1", "--total-timesteps", "2048", "--results", tmp_path)
-    done = command("-m", "benchmark.launch", "--method", method, *flags)
+    flags = ("--envs", "Hopper-v4", "--seeds", "1", "--results", tmp_path)
+    tiny = ("--total-timesteps", "2048", "--demo-episodes", "4", "--demo-subsample", "20")
+    done = command("-m", "benchmark.launch", "--method", method, *flags, *tiny)
     assert done.returncode == 0, done.stderr
-    label = f"{method}-2048-steps"
+    label = f"{method}-2048-steps-tiny"
     result = json.loads((tmp_path / label / "Hopper-v4" / "seed1" / "result.json").read_text())
     assert result["method"] == method and label in (tmp_path / "summary.md").read_text()

@@ -9,6 +9,7 @@ import sys
 import time
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -88,6 +89,22 @@ def test_summary_shows_expert_random_every_seed_and_the_published_board(tiny_run
         assert f"{number:.0f}" in text
     assert f"1: {result['eval_return_mean']:.0f}" in text and f"{result['eval_return_mean']:.0f} (seed 1)" in text
     assert "other demonstrations" in text and "qwen3.6-plus" in text
+
+
+def test_statistics_over_environments_on_cases_with_known_answers():
+    low, high = [np.array([0.0, 0.1, 0.2])] * 3, [np.array([0.8, 0.9, 1.0])] * 3
+    assert report.interquartile_mean(np.array([0.0, 1, 2, 3]), np.array([4.0, 5, 6, 100])) == np.mean([2, 3, 4, 5])
+    assert report.probability_of_improvement(high, low) == 1 and report.probability_of_improvement(low, high) == 0
+    assert report.probability_of_improvement(low, low) == 0.5
+    rows = [
+        dict(method=m, labels="", env=env, seed=i, normalized_return=x)
+        for m, scores in (("good", high), ("bad", low))
+        for env, per_env in zip(report.ENVS, scores)
+        for i, x in enumerate(per_env)
+    ]
+    lines = report.aggregate_table(pd.DataFrame(rows)).splitlines()
+    good = next(line for line in lines if line.startswith("| good"))
+    assert good.startswith("| good | 9 | 0.900 [0.8") and good.endswith("| 1.00 |  |")
 
 
 def test_report_names_a_broken_result(tmp_path):
