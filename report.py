@@ -28,7 +28,7 @@ ENVS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 COLUMNS = (
     "method", "variant", "panel", "labels", "env", "seed", "steps", "eval_return_mean", "eval_return_std",
     "normalized_return", "sampled_return_mean", "steps_per_second", "minutes",
-    "git_commit", "git_clean", "mujoco", "cpu",
+    "date", "git_commit", "git_clean", "mujoco", "cpu",
 )  # fmt: skip
 KEY = ["method", "variant", "panel", "labels", "env", "seed"]
 BEGIN, END = "<!-- written by report.py -->", "<!-- end -->"
@@ -61,7 +61,7 @@ def read_runs(results: Path) -> pd.DataFrame:
             rows.append({**{key: row[key] for key in COLUMNS}, "folder": str(path.parent)})
         except (ValueError, KeyError) as error:
             raise UserError(f"{path}: {error!r}; expected a result.json that custom_irl.py wrote") from None
-    return pd.DataFrame(rows, columns=[*COLUMNS, "folder"])
+    return pd.DataFrame(rows, columns=[*COLUMNS, "folder"]).sort_values(KEY, ignore_index=True)
 
 
 def row_name(run: pd.Series) -> str:
@@ -125,10 +125,11 @@ def seeds_table(runs: pd.DataFrame) -> str:
             ", ".join(f"{s}: {r:.0f}" for s, r in zip(group["seed"], group["eval_return_mean"])),
             f"{group['normalized_return'].mean():.3f}",
             f"{worst['eval_return_mean']:.0f} (seed {worst['seed']})",
+            f"{group['minutes'].mean():.1f}",
             f"{group['steps_per_second'].mean():.0f}",
         ])  # fmt: skip
     return markdown_table(
-        ["method", "environment", "runs", "return of each seed", "normalised mean", "worst", "steps/s"], rows
+        ["method", "environment", "runs", "return of each seed", "normalised mean", "worst", "minutes", "steps/s"], rows
     )
 
 
@@ -160,7 +161,7 @@ def aggregate_table(runs: pd.DataFrame) -> str:
         ]
         rows.append([name, str(sum(map(len, ours))), f"{interquartile_mean(*ours):.3f} [{low:.3f}, {high:.3f}]", *wins])
     header = ["method", "runs", "interquartile mean [95 % interval]", *(f"P(above {name})" for name in scores)]
-    return "\n## Over environments, normalised return\n\n" + markdown_table(header, rows) if rows else ""
+    return "\n### Over environments, normalised return\n\n" + markdown_table(header, rows) if rows else ""
 
 
 def cards_table() -> str:
@@ -203,13 +204,18 @@ def summary(runs: pd.DataFrame) -> str:
         text += "Rows ending in -quick are a two-minute look, not results.\n\n"
     return (
         text + headline_table(runs) + aggregate_table(runs)
-        + "\n## Every seed\n\n" + seeds_table(runs)
+        + "\n### Every seed\n\n" + seeds_table(runs)
         + "\n## Published numbers, from other demonstrations\n\n"
         + "Not comparable with the rows above: their demonstrations are not public.\n\n" + leaderboard_table()
     )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- curves
+
+
+def mean_curve(curves: list[pd.Series]) -> pd.Series:
+    """The mean of curves over steps, each filled in linearly where only others have a point."""
+    return pd.concat(curves, axis=1).sort_index().interpolate(method="index", limit_area="inside").mean(axis=1)
 
 
 def draw_curves(runs: pd.DataFrame, folder: Path) -> None:
@@ -224,7 +230,7 @@ def draw_curves(runs: pd.DataFrame, folder: Path) -> None:
                 metrics = pd.read_csv(Path(run_folder) / "metrics.csv").set_index("steps")["true_return"].dropna()
                 smooth.append(metrics.rolling(20, min_periods=1).mean())
                 axes.plot(smooth[-1].index, smooth[-1], color=color, alpha=0.35, linewidth=1)
-            mean = pd.concat(smooth, axis=1).interpolate(limit_area="inside").mean(axis=1)
+            mean = mean_curve(smooth)
             axes.plot(mean.index, mean, color=color, linewidth=2, label=f"{name} ({len(group)} seeds)")
         if card := load_card(ROOT / "demos" / f"{env}.npz"):
             axes.axhline(card["expert"]["demos"]["return_mean"], color="black", linestyle="--", label="expert")
@@ -242,15 +248,15 @@ def draw_curves(runs: pd.DataFrame, folder: Path) -> None:
 
 
 def readme_block(published: pd.DataFrame) -> str:
-    """What stands in README between BEGIN and END, made of benchmark/results.csv alone."""
-    counts = published.groupby([*KEY[:4], "env"]).size()
-    per_cell = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    """What stands between BEGIN and END in README, made of benchmark/results.csv alone."""
+    custom = published[published.apply(row_name, axis=1) == "custom"]
+    finished, minutes = pd.to_datetime(custom["date"]), custom["minutes"]
+    elapsed = finished.max() - (finished - pd.to_timedelta(minutes, unit="min")).min()
     return (
-        headline_table(published)
-        + f"\n{len(published)} runs, {per_cell} seeds a cell, {published['steps'].max():,} steps each, one core of an "
-        + f"{published['cpu'].mode()[0]} each: {published['minutes'].median():.0f} minutes a run (median), "
-        + f"{published['steps_per_second'].median():.0f} steps/s. MuJoCo {published['mujoco'].mode()[0]}. "
-        + "Every run: [benchmark/results.csv](benchmark/results.csv).\n"
+        f"{headline_table(published)}{aggregate_table(published)}\n### Every seed\n\n{seeds_table(published)}\n"
+        f"{len(published)} runs of {published['steps'].max():,} steps, one {published['cpu'].mode()[0]} core each,"
+        f" MuJoCo {published['mujoco'].mode()[0]}; the {len(custom)} of `custom` took {minutes.sum():.0f} minutes"
+        f" of training and evaluation, {elapsed.total_seconds() / 60:.0f} from the first's start to the last's end. Every run and its commit: [benchmark/results.csv](benchmark/results.csv).\n"
     )
 
 
