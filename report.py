@@ -254,9 +254,10 @@ def readme_block(published: pd.DataFrame) -> str:
     elapsed = finished.max() - (finished - pd.to_timedelta(minutes, unit="min")).min()
     return (
         f"{headline_table(published)}{aggregate_table(published)}\n### Every seed\n\n{seeds_table(published)}\n"
-        f"{len(published)} runs of {published['steps'].max():,} steps, one {published['cpu'].mode()[0]} core each,"
-        f" MuJoCo {published['mujoco'].mode()[0]}; the {len(custom)} of `custom` took {minutes.sum():.0f} minutes"
-        f" of training and evaluation, {elapsed.total_seconds() / 60:.0f} from the first's start to the last's end. Every run and its commit: [benchmark/results.csv](benchmark/results.csv).\n"
+        f"{len(published)} runs of {published['steps'].max():,} steps, one {published['cpu'].mode()[0]} core each, MuJoCo"
+        f" {published['mujoco'].mode()[0]}. The {len(custom)} of `custom` took {minutes.sum():.0f} minutes of training and"
+        f" evaluation, {elapsed.total_seconds() / 60:.0f} from the first one's start to the last one's end. Every run and"
+        " its commit: [benchmark/results.csv](benchmark/results.csv).\n"
     )
 
 
