@@ -252,12 +252,12 @@ def readme_block(published: pd.DataFrame) -> str:
     custom = published[published.apply(row_name, axis=1) == "custom"]
     finished, minutes = pd.to_datetime(custom["date"]), custom["minutes"]
     elapsed = finished.max() - (finished - pd.to_timedelta(minutes, unit="min")).min()
-    return (
-        f"{headline_table(published)}{aggregate_table(published)}\n### Every seed\n\n{seeds_table(published)}\n"
-        f"{len(published)} runs of {published['steps'].max():,} steps, one {published['cpu'].mode()[0]} core each, MuJoCo"
-        f" {published['mujoco'].mode()[0]}. The {len(custom)} of `custom` took {minutes.sum():.0f} minutes of training and"
-        f" evaluation, {elapsed.total_seconds() / 60:.0f} from the first one's start to the last one's end. Every run and"
-        " its commit: [benchmark/results.csv](benchmark/results.csv).\n"
+    tables = f"{headline_table(published)}{aggregate_table(published)}\n### Every seed\n\n{seeds_table(published)}\n"
+    return tables + (
+        f"{len(published)} runs of {published['steps'].max():,} steps, one {published['cpu'].mode()[0]} core each,"
+        f" MuJoCo {published['mujoco'].mode()[0]}. The {len(custom)} of `custom` took {minutes.sum():.0f} minutes of"
+        f" training and evaluation, {elapsed.total_seconds() / 60:.0f} from the first one's start to the last one's end."
+        " Every run and its commit: [benchmark/results.csv](benchmark/results.csv).\n"
     )
 
 

@@ -28,7 +28,6 @@ fi
 export OMP_NUM_THREADS=1  # the matrices are small: one run a core is fastest
 if [ "${1-}" = test ]; then
     shift
-    .venv/bin/ruff check . && .venv/bin/ruff format --check .
     exec .venv/bin/python -m pytest "$@"
 fi
 exec .venv/bin/python -m benchmark.launch "$@"
