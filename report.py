@@ -256,7 +256,7 @@ def readme_block(published: pd.DataFrame) -> str:
     return tables + (
         f"{len(published)} runs of {published['steps'].max():,} steps, one {published['cpu'].mode()[0]} core each,"
         f" MuJoCo {published['mujoco'].mode()[0]}. The {len(custom)} of `custom` took {minutes.sum():.0f} minutes of"
-        f" training and evaluation, {elapsed.total_seconds() / 60:.0f} from the first one's start to the last one's end."
+        f" training and evaluation, {elapsed.total_seconds() / 60:.0f} from the first start to the last end."
         " Every run and its commit: [benchmark/results.csv](benchmark/results.csv).\n"
     )
 
