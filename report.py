@@ -96,7 +96,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def headline_table(runs: pd.DataFrame) -> str:
-    """method x environment: mean ± standard deviation over seeds (normalised), between expert and random policy."""
+    """method x environment: mean ± sample standard deviation over seeds (normalised), and expert and random policy."""
     cards = {env: load_card(ROOT / "demos" / f"{env}.npz") for env in ENVS}
     expert = [
         "expert (demonstrations)",
@@ -109,7 +109,8 @@ def headline_table(runs: pd.DataFrame) -> str:
         for env in ENVS:
             scores = group.loc[group["env"] == env, "eval_return_mean"]
             share = normalized(scores.mean(), cards[env])
-            cells.append(f"{scores.mean():.0f} ± {scores.std(ddof=0):.0f} ({share:.2f})" if len(scores) else "")
+            cell = f"{scores.mean():.0f} ± {scores.std():.0f} ({share:.2f})" if len(scores) else ""
+            cells.append({1: f"{scores.mean():.0f} ({share:.2f}), 1 run", 2: f"{cell}, 2 runs"}.get(len(scores), cell))
         rows.append([f"**{name}**", *cells])
     return markdown_table(["final policy", *ENVS], [expert, *rows, random])
 
@@ -197,8 +198,8 @@ def leaderboard_table() -> str:
 def summary(runs: pd.DataFrame) -> str:
     quick = runs["labels"].str.contains("quick")
     text = (
-        "# Results\n\nEvaluation return of the final policy in 10 deterministic episodes: mean ± standard deviation"
-        " over seeds, in brackets normalised (0 is the random policy, 1 the expert).\n\n"
+        "# Results\n\nEvaluation return of the final policy in 10 deterministic episodes: mean ± sample standard"
+        " deviation over seeds, in brackets normalised (0 is the random policy, 1 the expert).\n\n"
     )
     if quick.any():
         text += "Rows ending in -quick are a two-minute look, not results.\n\n"
