@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -38,6 +39,8 @@ METHODS = (
 class Config:
     method: str = "custom"
     """one of METHODS: the EDITABLE region of custom_irl.py, a module of baselines/, or one of imitation's trainers"""
+    panel: Literal["dense", "scarce", "tiny", "one"] = "dense"
+    """how much of the demonstrations a run gets: 50 episodes; 20, 4 or 1 and of those every 20th transition"""
     envs: tuple[str, ...] = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
     """environments"""
     seeds: tuple[int, ...] = (42, 123, 456)
@@ -104,6 +107,9 @@ def make_jobs(config: Config, flags: list[str]) -> list[Job]:
             raise custom_irl.UserError(f"{flag}: set by run_all.sh itself; expected --envs or --seeds, or a single run")
     if config.method not in METHODS:
         raise custom_irl.UserError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
+    if config.panel != "dense":
+        episodes, subsample = next(amount for amount, name in custom_irl.PANELS.items() if name == config.panel)
+        flags = [*flags, "--demo-episodes", str(episodes), "--demo-subsample", str(subsample)]
     jobs = []
     for seed in config.seeds:
         for env in config.envs:

@@ -66,6 +66,13 @@ def test_the_default_is_three_environments_and_three_seeds():
     assert len({job.folder for job in jobs}) == 9
 
 
+@pytest.mark.parametrize(("panel", "amount"), [("scarce", (20, 20)), ("tiny", (4, 20)), ("one", (1, 20))])
+def test_panels_say_how_much_of_the_demonstrations_a_run_gets(panel, amount):
+    jobs = launch.make_jobs(launch.Config(panel=panel), ["--no-policy-access"])
+    assert {(job.args.demo_episodes, job.args.demo_subsample) for job in jobs} == {amount}
+    assert all(job.folder.parts[-3] == f"custom-reward-only-{panel}" for job in jobs)
+
+
 def test_a_quick_look_is_marked_everywhere(tmp_path, capsys):
     jobs = launch.make_jobs(launch.Config(results=tmp_path), ["--quick"])
     assert {job.args.num_rounds * job.args.batch_size for job in jobs} == {20_480}
