@@ -1,7 +1,10 @@
 """The mathematics of the FIXED part: advantages, running statistics, the policy's density, episode sums."""
 
+from copy import deepcopy
+
 import numpy as np
 import torch
+import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal
@@ -67,6 +70,55 @@ def test_policy_density_and_entropy_equal_torch_distributions():
     torch.testing.assert_close(log_prob, normal.log_prob(acts).sum(-1))
     torch.testing.assert_close(entropy, normal.entropy().sum(-1))
     assert action is acts and value.shape == (7,)
+
+
+def plain_ppo_step(policy, optimizer, rollout, rewards, args):
+    """update_policy as autograd, clip_grad_norm_ and torch.min have it, for the order of minibatches it draws too."""
+    with torch.no_grad():
+        advantages = irl.compute_gae(
+            rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
+        )
+    data = (rollout.obs, rollout.acts, rollout.logprobs, advantages, advantages + rollout.values)
+    batch = [x.flatten(0, 1) for x in data]
+    for _ in range(args.update_epochs):
+        order = torch.randperm(args.batch_size)
+        for obs, acts, old, adv, ret in zip(*(x[order].split(args.batch_size // args.num_minibatches) for x in batch)):
+            _, logprobs, _, values = policy.get_action_and_value(obs, acts)
+            ratio = (logprobs - old).exp()
+            adv = (adv - adv.mean()) / (adv.std() + 1e-8)
+            policy_loss = -torch.min(adv * ratio, adv * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)).mean()
+            loss = policy_loss + args.vf_coef * 0.5 * ((values - ret) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            optimizer.step()
+
+
+@given(st.integers(0, 2**31), st.sampled_from([(3, 1), (17, 6)]), st.sampled_from([0.1, 1.0, 30.0]))
+@settings(max_examples=15, deadline=None)
+def test_the_fast_update_equals_the_plain_one(seed, dims, scale):
+    """Same minibatches, same numbers; `scale` takes the gradient below and above its clipping norm."""
+    torch.manual_seed(seed)
+    args = irl.Args(num_envs=4, num_steps=64, total_timesteps=256, num_minibatches=4, update_epochs=3)
+    policy, (obs_dim, action_dim) = irl.Policy(*dims), dims
+    obs, acts = torch.randn(64, 4, obs_dim), torch.randn(64, 4, action_dim)
+    with torch.no_grad():
+        policy.actor_logstd.copy_(0.3 * torch.randn(1, action_dim))
+        _, logprobs, _, values = policy.get_action_and_value(obs.flatten(0, 1), acts.flatten(0, 1))
+    logprobs = (logprobs + 0.3 * torch.randn(256)).view(64, 4)  # ratios on both sides of the clipping range
+    ended = torch.rand(64, 4) < 0.1
+    values, rewards = values.view(64, 4), scale * torch.randn(64, 4)
+    rollout = irl.Rollout(obs, acts, obs, logprobs, values, values, rewards, ended, ended)
+    ends = []
+    for update in (irl.update_policy, plain_ppo_step):
+        learner = deepcopy(policy)
+        optimizer = torch.optim.Adam(learner.parameters(), lr=3e-4, eps=1e-5)
+        torch.manual_seed(seed)
+        update(learner, optimizer, rollout, rewards, args)
+        ends.append(nn.utils.parameters_to_vector(learner.parameters()).detach())
+    start = nn.utils.parameters_to_vector(policy.parameters()).detach()
+    assert (ends[0] - ends[1]).norm() < 1e-5 * ends[1].norm()
+    assert (ends[0] - ends[1]).norm() < 1e-2 * (ends[1] - start).norm()
 
 
 def test_policy_update_raises_the_probability_of_rewarded_actions():
