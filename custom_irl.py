@@ -3,6 +3,7 @@
     python custom_irl.py --env Hopper-v4                       # one run: 1M steps, results/custom/Hopper-v4/seed1/
     python custom_irl.py --env Hopper-v4 --no-policy-access    # the policy learns from the reward and nothing else
     python custom_irl.py --env Hopper-v4 --true-reward         # oracle: the same PPO on the environment's own reward
+    python custom_irl.py --env Hopper-v4 --frozen-reward RUN_DIR   # a fresh policy on the reward a run ended with
     bash run_all.sh                                            # the benchmark: 3 environments x 3 seeds, and the report
 
 The two classes between the EDITABLE REGION lines are the method; everything else is the fixed benchmark around it.
@@ -24,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -76,6 +77,8 @@ class Args:
     """do not call `set_policy`: the policy learns from the reward alone"""
     true_reward: bool = False
     """oracle: train on the environment's reward, without any method"""
+    frozen_reward: Path | None = None
+    """folder of a finished run: train a fresh policy on the reward it ended with, without its demonstrations"""
     quick: bool = False
     """a look, not a result: 20,480 steps whatever --total-timesteps says, marked as quick everywhere"""
     overwrite: bool = False
@@ -113,6 +116,8 @@ class Args:
             raise UserError(f"--total-timesteps {self.total_timesteps}: expected at least {self.batch_size}, a rollout")
         if self.batch_size % self.num_minibatches:
             raise UserError(f"--num-minibatches {self.num_minibatches}: expected a divisor of {self.batch_size}")
+        if self.frozen_reward and self.true_reward:
+            raise UserError("--frozen-reward and --true-reward: expected one of them")
 
     @property
     def batch_size(self) -> int:
@@ -127,6 +132,14 @@ class Args:
         return self.demos or ROOT / "demos" / f"{self.env}.npz"
 
     @property
+    def learns_reward(self) -> bool:
+        return not self.true_reward and self.frozen_reward is None
+
+    @property
+    def reward_file(self) -> Path:
+        return self.frozen_reward / "checkpoint" / "reward_net.pt"
+
+    @property
     def panel(self) -> str:
         return PANELS.get((self.demo_episodes, self.demo_subsample), f"{self.demo_episodes}x{self.demo_subsample}")
 
@@ -136,9 +149,11 @@ class Args:
             "quick": self.quick,
             f"{self.total_timesteps}-steps": not self.quick and self.total_timesteps != BENCHMARK_TIMESTEPS,
             "reward-only": self.no_policy_access,
+            "frozen": self.frozen_reward is not None,
             self.panel: self.panel != "dense",
         }
         told = ("env", "seed", "out", "overwrite", "quick", "total_timesteps", "no_policy_access", "true_reward")
+        told += ("frozen_reward",)
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in (*told, "demo_episodes", "demo_subsample") and value != field.default:
@@ -620,6 +635,20 @@ def learned_rewards(algorithm, flat: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return rewards
 
 
+class FrozenReward:
+    """A reward that no longer learns."""
+
+    def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
+        self.reward_net = reward_net
+
+    def compute_reward(self, obs, acts, next_obs):
+        with torch.no_grad():
+            return self.reward_net(obs, acts, next_obs)
+
+    def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
+        return {}
+
+
 def update_reward(algorithm, flat: tuple[torch.Tensor, ...], dones: torch.Tensor, n_updates: int) -> dict[str, float]:
     """Calls `update` `n_updates` times; returns the mean of each number it reports."""
     reports = [algorithm.update(*flat, dones) or {} for _ in range(n_updates)]
@@ -682,7 +711,8 @@ def describe_run(args: Args, method: str, classes: tuple[type, ...]) -> dict[str
     files = {Path(__file__).resolve(), *(Path(inspect.getfile(c)).resolve() for c in classes)}
     return {
         "config": {"method": method, **config},
-        "demos": {"sha256": None if args.true_reward else sha256(args.demos_path)},
+        "demos": {"sha256": sha256(args.demos_path) if args.learns_reward else None},
+        "frozen_reward": {"sha256": sha256(args.reward_file) if args.frozen_reward else None},
         "code_sha256": {f.name: sha256(f) for f in sorted(files)},
         "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
     }
@@ -713,6 +743,24 @@ def load_training(path: Path, envs: VectorEnv) -> dict:
     np.random.set_state(saved["generators"][1])
     torch.set_rng_state(saved["generators"][2])
     return saved["state"]
+
+
+def inherit_labels(args: Args, method: str) -> Args:
+    """Args with the panel and the policy access of the run that --frozen-reward names, so that its labels say them.
+
+    Raises:
+        UserError: if that is not a finished run of this method in this environment.
+    """
+    config = args.frozen_reward / "checkpoint" / "config.json"
+    if not (config.is_file() and args.reward_file.is_file()):
+        raise UserError(
+            f"{args.reward_file}: no such file; expected --frozen-reward to be the folder of a finished run"
+        )
+    trained = json.loads(config.read_text())["config"]
+    for key, expected in (("env", args.env), ("method", method)):
+        if trained[key] != expected:
+            raise UserError(f"{config}: {key} is {trained[key]}; expected {expected}")
+    return replace(args, **{k: trained[k] for k in ("demo_episodes", "demo_subsample", "no_policy_access")})
 
 
 def open_folder(folder: Path, run: dict, overwrite: bool) -> dict | None:
@@ -746,7 +794,7 @@ def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | 
     result = {
         "schema": 1,
         "method": run["config"]["method"],
-        "variant": "reward-only" if args.no_policy_access else "full",
+        "variant": "frozen" if args.frozen_reward else "reward-only" if args.no_policy_access else "full",
         "panel": args.panel,
         "labels": args.labels(),
         "env": args.env,
@@ -817,9 +865,13 @@ def start_training(reward_cls: type, algorithm_cls: type, args: Args, envs: Vect
     policy = Policy(obs_dim, action_dim)
     optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     reward_net = algorithm = None
-    if demos is not None:
+    if args.frozen_reward:
+        algorithm_cls = FrozenReward
+    if not args.true_reward:
         reward_net = reward_cls(obs_dim, action_dim)
         check_size(reward_net, obs_dim, action_dim)
+        if args.frozen_reward:
+            reward_net.load_state_dict(torch.load(args.reward_file, weights_only=True))
         algorithm = algorithm_cls(reward_net, demos, obs_dim, action_dim, torch.device("cpu"), args)
         if hasattr(algorithm, "set_policy") and not args.no_policy_access:
             algorithm.set_policy(policy, optimizer)
@@ -880,11 +932,13 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals:
         UserError: bad arguments or demonstrations, a folder with another run in it, a method that breaks the contract.
     """
     method = "oracle" if args.true_reward else method
+    if args.frozen_reward:
+        args = inherit_labels(args, method)
     torch.set_num_threads(1)  # a second thread costs more than it brings at this size
     random.seed(args.seed), np.random.seed(args.seed), torch.manual_seed(args.seed)
     envs = VectorEnv(args.env, args.num_envs, args.seed)
     demos = None
-    if not args.true_reward:
+    if args.learns_reward:
         dims = envs.obs.shape[1], envs.action_space.shape[0]
         demos = load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
     card, n_demos = load_card(args.demos_path), 0 if demos is None else len(demos["obs"])

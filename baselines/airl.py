@@ -8,7 +8,7 @@ inputs are normalised by running statistics, as in imitation's tuned settings. W
 import torch
 import torch.nn as nn
 
-from baselines.shared import AdversarialIRL, RunningNorm, mlp
+from baselines.shared import AdversarialIRL, mlp, running_norm
 from custom_irl import main
 
 
@@ -19,11 +19,11 @@ class AIRLReward(nn.Module):
 
     def __init__(self, obs_dim, action_dim):
         super().__init__()
-        self.obs_norm, self.act_norm = RunningNorm(obs_dim), RunningNorm(action_dim)
+        self.obs_norm, self.act_norm = running_norm(obs_dim), running_norm(action_dim)
         self.g, self.h = mlp(obs_dim + action_dim), mlp(obs_dim)
 
     def update_normalizer(self, state, action, next_state):
-        self.obs_norm.update(state), self.act_norm.update(action)
+        self.obs_norm.update_stats(state), self.act_norm.update_stats(action)
 
     def forward(self, state, action, next_state):
         s, next_s = self.obs_norm(state), self.obs_norm(next_state)

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from baselines.shared import AdversarialIRL, RunningNorm, mlp
+from baselines.shared import AdversarialIRL, mlp, running_norm
 from custom_irl import main
 
 
@@ -17,11 +17,11 @@ class GAILDiscriminator(nn.Module):
 
     def __init__(self, obs_dim, action_dim):
         super().__init__()
-        self.norm = RunningNorm(2 * obs_dim + action_dim)
+        self.norm = running_norm(2 * obs_dim + action_dim)
         self.logit = mlp(2 * obs_dim + action_dim)
 
     def update_normalizer(self, *transition):
-        self.norm.update(torch.cat(transition, -1))
+        self.norm.update_stats(torch.cat(transition, -1))
 
     def forward(self, state, action, next_state):
         return self.logit(self.norm(torch.cat([state, action, next_state], -1)))

@@ -4,29 +4,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import torch.optim as optim
+from imitation.util.networks import RunningNorm
 
 
-class RunningNorm(nn.Module):
-    """Normalises by the running mean and variance of what `update` was given (imitation's RunningNorm)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("var", torch.ones(dim))
-
-    @torch.no_grad()
-    def update(self, x: torch.Tensor) -> None:
-        """Takes a batch (n, dim) into the statistics (Chan et al. 1979)."""
-        total = self.count + len(x)
-        delta = x.mean(0) - self.mean
-        spread = self.var * self.count + x.var(0, unbiased=False) * len(x) + delta**2 * self.count * len(x) / total
-        self.mean += delta * len(x) / total
-        self.var = spread / total
-        self.count = total
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - self.mean) / (self.var + 1e-5).sqrt()
+def running_norm(dim: int) -> nn.Module:
+    """imitation's input normaliser; in evaluation mode, so that only `update_stats` changes its statistics."""
+    return RunningNorm(dim).eval()
 
 
 def mlp(in_dim: int) -> nn.Sequential:

@@ -1,11 +1,10 @@
 """Control: AIRL's reward network as initialised, never trained:  python -m baselines.untrained --env Hopper-v4"""
 
 from baselines.airl import AIRLReward
-from baselines.constant import FixedReward
-from custom_irl import main
+from custom_irl import FrozenReward, main
 
 
-class UntrainedReward(FixedReward):
+class UntrainedReward(FrozenReward):
     """Its inputs are normalised by the demonstrations, so that it is not merely a small number."""
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):

@@ -3,12 +3,11 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 import custom_irl as irl
-from baselines import airl, bc, gail, shared
+from baselines import airl, bc, gail
 from benchmark import launch
 from conftest import command
 
@@ -25,17 +24,6 @@ def make(reward_cls, algorithm_cls):
     demos = dict(zip(("obs", "acts", "next_obs"), transitions(300, shift=0.5)))
     net = reward_cls(OBS_DIM, ACTION_DIM)
     return net, algorithm_cls(net, demos, OBS_DIM, ACTION_DIM, torch.device("cpu"), ARGS), demos
-
-
-def test_running_norm_equals_numpy_over_all_batches():
-    norm, batches = shared.RunningNorm(3), [torch.randn(n, 3) * 5 + 2 for n in (1, 7, 64)]
-    for batch in batches:
-        norm.update(batch)
-    x = torch.cat(batches).numpy()
-    np.testing.assert_allclose(norm.mean, x.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(norm.var, x.var(0), rtol=1e-4)
-    expected = (batches[2] - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
-    np.testing.assert_allclose(norm(batches[2]), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_gail_reward_is_minus_log_one_minus_d():

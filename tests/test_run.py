@@ -174,6 +174,17 @@ def test_true_reward_is_the_oracle(tmp_path):
     assert all(row["true_return"] == row["learned_return"] for row in rows if row["true_return"])
 
 
+def test_a_frozen_reward_trains_a_fresh_policy_and_stays_as_it_was(tmp_path):
+    train(tmp_path, "first", env="Hopper-v4", demo_episodes=20, demo_subsample=20, no_policy_access=True)
+    again = train(tmp_path, "again", env="Hopper-v4", seed=7, frozen_reward=tmp_path / "first")
+    assert again["variant"] == "frozen" and {"reward-only", "frozen", "scarce"} < set(again["labels"])
+    assert again["demos"]["sha256"] is None and again["frozen_reward"]["sha256"]
+    nets = [torch.load(tmp_path / n / "checkpoint" / "reward_net.pt", weights_only=True) for n in ("first", "again")]
+    assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
+    with pytest.raises(irl.UserError, match=r"config.json: env is Hopper-v4; expected Walker2d-v4"):
+        train(tmp_path, "other", env="Walker2d-v4", frozen_reward=tmp_path / "first")
+
+
 def test_another_run_is_never_replaced_unasked(tmp_path):
     first = train(tmp_path, "run", env="Hopper-v4")
     assert train(tmp_path, "run", env="Hopper-v4") == first  # read, not run again: the date is the same
@@ -192,6 +203,7 @@ def test_another_run_is_never_replaced_unasked(tmp_path):
         (["--num-minibatches", "7"], "error: --num-minibatches 7: expected a divisor of 2048"),
         (["--demo-episodes", "51"], "holds 50 episodes; expected at least 51"),
         (["--demos", "demos/Walker2d-v4.npz"], "demos/Walker2d-v4.npz: key 'obs' has shape"),
+        (["--frozen-reward", "nowhere"], "expected --frozen-reward to be the folder of a finished run"),
         (["--demos", "nowhere.npz"], "error: nowhere.npz: no such file"),
     ],
 )
