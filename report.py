@@ -30,6 +30,7 @@ COLUMNS = (
     "normalized_return", "sampled_return_mean", "steps_per_second", "minutes",
     "date", "git_commit", "git_clean", "mujoco", "cpu",
 )  # fmt: skip
+CONTROLS = ("expert", "random")  # rows of results.csv that no run wrote: they come from the demonstrations' cards
 KEY = ["method", "variant", "panel", "labels", "env", "seed"]
 BEGIN, END = "<!-- written by report.py -->", "<!-- end -->"
 
@@ -145,24 +146,22 @@ def probability_of_improvement(ours: list[np.ndarray], theirs: list[np.ndarray])
 
 
 def aggregate_table(runs: pd.DataFrame) -> str:
-    """Interquartile mean with its interval, and who beats whom: methods with two runs or more on every environment."""
+    """Interquartile mean with its interval, and how often `custom` wins: methods with two runs or more everywhere."""
     scores = {}
     for name, group in runs.groupby(runs.apply(row_name, axis=1), sort=True):
         by_env = [group.loc[group["env"] == env, "normalized_return"].to_numpy(float) for env in ENVS]
         if all(len(x) > 1 for x in by_env):
             scores[name] = by_env
     rows = []
-    for name, ours in scores.items():
+    for name, theirs in scores.items():
         # scipy resamples each environment's runs on their own, which is the stratified bootstrap.
-        drawn = bootstrap(ours, interquartile_mean, n_resamples=2000, method="percentile", rng=0)
+        drawn = bootstrap(theirs, interquartile_mean, n_resamples=2000, method="percentile", rng=0)
         low, high = drawn.confidence_interval
-        wins = [
-            f"{probability_of_improvement(ours, theirs):.2f}" if theirs is not ours else ""
-            for theirs in scores.values()
-        ]
-        rows.append([name, str(sum(map(len, ours))), f"{interquartile_mean(*ours):.3f} [{low:.3f}, {high:.3f}]", *wins])
-    header = ["method", "runs", "interquartile mean [95 % interval]", *(f"P(above {name})" for name in scores)]
-    return "\n### Over environments, normalised return\n\n" + markdown_table(header, rows) if rows else ""
+        wins = "" if name == "custom" else f"{probability_of_improvement(scores.get('custom', theirs), theirs):.2f}"
+        row = [name, str(sum(map(len, theirs))), f"{interquartile_mean(*theirs):.3f} [{low:.3f}, {high:.3f}]"]
+        rows.append([*row, wins] if "custom" in scores else row)
+    header = ["over environments, normalised", "runs", "interquartile mean [95 % interval]", "P(custom above it)"]
+    return "\n" + markdown_table(header[: len(rows[0])], rows) if rows else ""
 
 
 def cards_table() -> str:
@@ -214,25 +213,35 @@ def summary(runs: pd.DataFrame) -> str:
 # ------------------------------------------------------------------------------------------------------------- curves
 
 
+def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """About 100 points a run: KEY, steps, and the mean true return of the training episodes of the last 20 rollouts."""
+    curves = []
+    for run in runs.to_dict("records"):
+        metrics = pd.read_csv(Path(run["folder"]) / "metrics.csv")[["steps", "true_return"]].dropna()
+        metrics["true_return"] = metrics["true_return"].rolling(20, min_periods=1).mean().round(1)
+        every = max(1, len(metrics) // 100)
+        curves.append(metrics.iloc[every - 1 :: every].assign(**{key: run[key] for key in KEY}))
+    return pd.concat(curves)[[*KEY, "steps", "true_return"]]
+
+
 def mean_curve(curves: list[pd.Series]) -> pd.Series:
     """The mean of curves over steps, each filled in linearly where only others have a point."""
     return pd.concat(curves, axis=1).sort_index().interpolate(method="index", limit_area="inside").mean(axis=1)
 
 
-def draw_curves(runs: pd.DataFrame, folder: Path) -> None:
+def draw_curves(curves: pd.DataFrame, folder: Path) -> None:
     """curves-ENV.png: the true return of training episodes, every seed a thin line, a method's mean a thick one."""
-    colors = plt.get_cmap("tab10").colors
-    names = sorted(set(runs.apply(row_name, axis=1)))
-    for env, of_env in runs.groupby("env"):
+    colors = plt.get_cmap("tab20").colors
+    names = sorted(set(curves.apply(row_name, axis=1)))
+    for env, of_env in curves.groupby("env"):
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for name, group in of_env.groupby(of_env.apply(row_name, axis=1)):
-            color, smooth = colors[names.index(name) % len(colors)], []
-            for run_folder in group["folder"]:
-                metrics = pd.read_csv(Path(run_folder) / "metrics.csv").set_index("steps")["true_return"].dropna()
-                smooth.append(metrics.rolling(20, min_periods=1).mean())
-                axes.plot(smooth[-1].index, smooth[-1], color=color, alpha=0.35, linewidth=1)
-            mean = mean_curve(smooth)
-            axes.plot(mean.index, mean, color=color, linewidth=2, label=f"{name} ({len(group)} seeds)")
+            color = colors[names.index(name) % len(colors)]
+            seeds = [points.set_index("steps")["true_return"] for _, points in group.groupby("seed")]
+            for seed in seeds:
+                axes.plot(seed.index, seed, color=color, alpha=0.35, linewidth=1)
+            mean = mean_curve(seeds)
+            axes.plot(mean.index, mean, color=color, linewidth=2, label=f"{name} ({len(seeds)} seeds)")
         if card := load_card(ROOT / "demos" / f"{env}.npz"):
             axes.axhline(card["expert"]["demos"]["return_mean"], color="black", linestyle="--", label="expert")
             axes.axhline(card["random"]["return_mean"], color="gray", linestyle=":", label="random policy")
@@ -248,37 +257,88 @@ def draw_curves(runs: pd.DataFrame, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ publish
 
 
+def of_panel(runs: pd.DataFrame, panel: str) -> pd.DataFrame:
+    """The rows of one panel, named without it."""
+    runs = runs[(runs["panel"] == panel) & ~runs["method"].isin(CONTROLS)]
+    return runs.assign(labels=[" ".join(x for x in labels.split() if x != panel) for labels in runs["labels"]])
+
+
 def readme_block(published: pd.DataFrame) -> str:
     """What stands between BEGIN and END in README, made of benchmark/results.csv alone."""
-    custom = published[published.apply(row_name, axis=1) == "custom"]
+    text = ""
+    for (episodes, subsample), panel in PANELS.items():
+        if len(runs := of_panel(published, panel)):
+            every = "every transition" if subsample == 1 else f"every {subsample}th transition"
+            text += f"**{panel}: {episodes} episode{'s' * (episodes > 1)}, {every}**\n\n"
+            text += f"{headline_table(runs)}{aggregate_table(runs)}\n"
+    runs = published[~published["method"].isin(CONTROLS)]
+    custom = runs[(runs["method"] == "custom") & (runs["variant"] == "full") & (runs["panel"] == "dense")]
     finished, minutes = pd.to_datetime(custom["date"]), custom["minutes"]
     elapsed = finished.max() - (finished - pd.to_timedelta(minutes, unit="min")).min()
-    tables = f"{headline_table(published)}{aggregate_table(published)}\n### Every seed\n\n{seeds_table(published)}\n"
-    return tables + (
-        f"{len(published)} runs of {published['steps'].max():,} steps, one {published['cpu'].mode()[0]} core each,"
-        f" MuJoCo {published['mujoco'].mode()[0]}. The {len(custom)} of `custom` took {minutes.sum():.0f} minutes of"
-        f" training and evaluation, {elapsed.total_seconds() / 60:.0f} from the first start to the last end."
-        " Every run and its commit: [benchmark/results.csv](benchmark/results.csv).\n"
+    return text + (
+        f"{len(runs)} runs of {runs['steps'].max():,} steps unless their name says otherwise (behavioural cloning by"
+        f" imitation takes none), one {runs['cpu'].mode()[0]} core each, MuJoCo {runs['mujoco'].mode()[0]}. The"
+        f" {len(custom)} of `custom`, dense, took {minutes.sum():.0f} minutes of training and evaluation,"
+        f" {elapsed.total_seconds() / 60:.0f} from the first start to the last end."
+        " Every seed: [benchmark/README.md](benchmark/README.md); every run and its commit:"
+        " [benchmark/results.csv](benchmark/results.csv).\n"
     )
 
 
-def read_published() -> pd.DataFrame:
-    path = ROOT / "benchmark" / "results.csv"
-    frame = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=COLUMNS)
-    return frame.astype({"labels": str})
+def seeds_block(published: pd.DataFrame) -> str:
+    return seeds_table(published[~published["method"].isin(CONTROLS)])
+
+
+def control_rows() -> pd.DataFrame:
+    """The expert's and the random policy's returns as rows of results.csv, from the demonstrations' cards."""
+    rows = []
+    for env in ENVS:
+        card = load_card(ROOT / "demos" / f"{env}.npz")
+        for method, which in (("expert", card["expert"]["demos"]), ("random", card["random"])):
+            score = {"eval_return_mean": which["return_mean"], "eval_return_std": which["return_std"]}
+            names = {"method": method, "variant": "full", "panel": "dense", "labels": "", "env": env, "seed": 0}
+            origin = {"date": card["date"], "mujoco": card["versions"]["mujoco"]}
+            share = {"normalized_return": normalized(which["return_mean"], card), "steps": 0}
+            rows.append(names | score | share | origin)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def read_published(name: str = "results.csv") -> pd.DataFrame:
+    path = ROOT / "benchmark" / name
+    frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    return frame.assign(labels=frame["labels"].fillna("").astype(str))
+
+
+def merge_published(name: str, fresh: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+    """Puts `fresh` into a file of benchmark/ in place of what it holds of the same runs."""
+    path, runs = ROOT / "benchmark" / name, set(fresh[KEY].astype(str).agg("|".join, axis=1))
+    if path.exists():
+        old = read_published(name)
+        fresh = pd.concat([old[~old[KEY].astype(str).agg("|".join, axis=1).isin(runs)], fresh])
+    with replacing(path) as temporary:
+        fresh.sort_values(order).to_csv(temporary, index=False)
+    return read_published(name)
 
 
 def publish(runs: pd.DataFrame) -> None:
-    """Merges the benchmark's own runs (no quick look, full budget, committed code) into benchmark/ and README."""
-    official = runs["labels"].map(lambda labels: set(labels.split()) <= {"reward-only", *PANELS.values()})
+    """Merges the benchmark's own runs (no quick look, full budget, committed code) into benchmark/ and README.
+
+    imitation's trainers may have a smaller budget; their rows then say so.
+    """
+    own = {"reward-only", "frozen", *PANELS.values()}
+    shorter = runs["method"].str.startswith("imitation-") & ~runs["labels"].str.contains("quick")
+    official = runs["labels"].map(lambda labels: set(labels.split()) <= own) | shorter
     fresh = runs[official & runs["git_clean"]]
     if fresh.empty:
         raise UserError("results/: no run to publish; expected full 1M-step runs of a committed, clean tree")
-    merged = pd.concat([read_published(), fresh[list(COLUMNS)]]).drop_duplicates(KEY, keep="last").sort_values(KEY)
-    with replacing(ROOT / "benchmark" / "results.csv") as temporary:
-        merged.to_csv(temporary, index=False)
-    draw_curves(fresh, ROOT / "benchmark")
-    write_block(ROOT / "README.md", readme_block(read_published()))
+    published = merge_published("results.csv", pd.concat([fresh[list(COLUMNS)], control_rows()]), KEY)
+    trained = fresh[fresh["steps"] > 0]
+    if len(trained):
+        merge_published("curves.csv", read_curves(trained), [*KEY, "steps"])
+    curves = read_published("curves.csv")
+    draw_curves(curves[(curves["panel"] == "dense") & (curves["variant"] == "full")], ROOT / "benchmark")
+    write_block(ROOT / "README.md", readme_block(published))
+    write_block(ROOT / "benchmark" / "README.md", seeds_block(published))
 
 
 def main(config: Config | None = None) -> None:
@@ -289,7 +349,7 @@ def main(config: Config | None = None) -> None:
     with replacing(config.results / "summary.csv") as temporary:
         runs.drop(columns="folder").to_csv(temporary, index=False)
     write_text(config.results / "summary.md", text := summary(runs))
-    draw_curves(runs, config.results)
+    draw_curves(read_curves(runs[runs["steps"] > 0]), config.results)
     if config.publish:
         publish(runs)
     print(text)
