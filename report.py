@@ -225,8 +225,9 @@ def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_curve(curves: list[pd.Series]) -> pd.Series:
-    """The mean of curves over steps, each filled in linearly where only others have a point."""
-    return pd.concat(curves, axis=1).sort_index().interpolate(method="index", limit_area="inside").mean(axis=1)
+    """The mean of curves over steps, from where all have begun to where the first ends; linear between points."""
+    table = pd.concat(curves, axis=1).sort_index().interpolate(method="index", limit_area="inside")
+    return table.mean(axis=1, skipna=False).dropna()
 
 
 def draw_curves(curves: pd.DataFrame, folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_statistics_over_environments_on_cases_with_known_answers():
 
 def test_mean_curve_of_seeds_whose_episodes_end_at_different_steps():
     mean = report.mean_curve([pd.Series([0.0, 4.0], index=[0, 4]), pd.Series([2.0, 6.0, 6.0], index=[1, 3, 4])])
-    assert list(mean.index) == [0, 1, 3, 4] and list(mean) == [0.0, 1.5, 4.5, 5.0]
+    assert list(mean.index) == [1, 3, 4] and list(mean) == [1.5, 4.5, 5.0]
 
 
 def test_report_names_a_broken_result(tmp_path):
