@@ -215,13 +215,13 @@ def summary(runs: pd.DataFrame) -> str:
 
 def read_curves(runs: pd.DataFrame) -> pd.DataFrame:
     """About 100 points a run: KEY, steps, and the mean true return of the training episodes of the last 20 rollouts."""
-    curves = []
-    for run in runs.to_dict("records"):
+    curves, columns = [], [*KEY, "steps", "true_return"]
+    for run in runs[runs["steps"] > 0].to_dict("records"):  # imitation's BC takes no steps
         metrics = pd.read_csv(Path(run["folder"]) / "metrics.csv")[["steps", "true_return"]].dropna()
         metrics["true_return"] = metrics["true_return"].rolling(20, min_periods=1).mean().round(1)
         every = max(1, len(metrics) // 100)
         curves.append(metrics.iloc[every - 1 :: every].assign(**{key: run[key] for key in KEY}))
-    return pd.concat(curves)[[*KEY, "steps", "true_return"]]
+    return pd.concat(curves)[columns] if curves else pd.DataFrame(columns=columns)
 
 
 def mean_curve(curves: list[pd.Series]) -> pd.Series:
@@ -233,7 +233,7 @@ def mean_curve(curves: list[pd.Series]) -> pd.Series:
 def draw_curves(curves: pd.DataFrame, folder: Path) -> None:
     """curves-ENV.png: the true return of training episodes, every seed a thin line, a method's mean a thick one."""
     colors = plt.get_cmap("tab20").colors
-    names = sorted(set(curves.apply(row_name, axis=1)))
+    names = sorted({row_name(run) for _, run in curves.drop_duplicates(KEY).iterrows()})
     for env, of_env in curves.groupby("env"):
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
         for name, group in of_env.groupby(of_env.apply(row_name, axis=1)):
@@ -333,10 +333,7 @@ def publish(runs: pd.DataFrame) -> None:
     if fresh.empty:
         raise UserError("results/: no run to publish; expected full 1M-step runs of a committed, clean tree")
     published = merge_published("results.csv", pd.concat([fresh[list(COLUMNS)], control_rows()]), KEY)
-    trained = fresh[fresh["steps"] > 0]
-    if len(trained):
-        merge_published("curves.csv", read_curves(trained), [*KEY, "steps"])
-    curves = read_published("curves.csv")
+    curves = merge_published("curves.csv", read_curves(fresh), [*KEY, "steps"])
     draw_curves(curves[(curves["panel"] == "dense") & (curves["variant"] == "full")], ROOT / "benchmark")
     write_block(ROOT / "README.md", readme_block(published))
     write_block(ROOT / "benchmark" / "README.md", seeds_block(published))
@@ -350,7 +347,7 @@ def main(config: Config | None = None) -> None:
     with replacing(config.results / "summary.csv") as temporary:
         runs.drop(columns="folder").to_csv(temporary, index=False)
     write_text(config.results / "summary.md", text := summary(runs))
-    draw_curves(read_curves(runs[runs["steps"] > 0]), config.results)
+    draw_curves(read_curves(runs), config.results)
     if config.publish:
         publish(runs)
     print(text)
