@@ -152,16 +152,19 @@ class Args:
             "frozen": self.frozen_reward is not None,
             self.panel: self.panel != "dense",
         }
-        told = ("env", "seed", "out", "overwrite", "quick", "total_timesteps", "no_policy_access", "true_reward")
-        told += ("frozen_reward",)
+        told = (
+            "env", "seed", "out", "overwrite", "quick", "total_timesteps", "no_policy_access", "true_reward",
+            "frozen_reward", "demo_episodes", "demo_subsample",
+        )  # fmt: skip
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in (*told, "demo_episodes", "demo_subsample") and value != field.default:
+            if field.name not in told and value != field.default:
                 marks[f"{field.name}-{getattr(value, 'stem', value)}".replace("_", "-")] = True
         return [mark for mark, applies in marks.items() if applies]
 
-    def folder(self, method: str, results: Path = ROOT / "results") -> Path:
-        return self.out or results / "-".join([method, *self.labels()]) / self.env / f"seed{self.seed}"
+    def folder(self, method: str, results: Path = ROOT / "results", labels: Sequence[str] | None = None) -> Path:
+        labels = self.labels() if labels is None else labels
+        return self.out or results / "-".join([method, *labels]) / self.env / f"seed{self.seed}"
 
 
 # ========================================================================================================= environments
@@ -980,7 +983,8 @@ def print_result(result: dict, args: Args) -> None:
     if result["labels"]:
         print(f"not the benchmark's own configuration: {', '.join(result['labels'])}")
     share = "" if result["normalized_return"] is None else f", {result['normalized_return']:.3f} of the expert's"
-    print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, {args.folder(result['method'])}")
+    folder = args.folder(result["method"], labels=result["labels"])  # a frozen reward's run has inherited labels
+    print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, {folder}")
     print(f"final policy: {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f}{share}")
     print(f"eval_return_{args.env.lower().replace('-', '_')}: {result['eval_return_mean']:.2f}")
 

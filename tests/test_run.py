@@ -174,13 +174,16 @@ def test_true_reward_is_the_oracle(tmp_path):
     assert all(row["true_return"] == row["learned_return"] for row in rows if row["true_return"])
 
 
-def test_a_frozen_reward_trains_a_fresh_policy_and_stays_as_it_was(tmp_path):
+def test_a_frozen_reward_trains_a_fresh_policy_and_stays_as_it_was(tmp_path, capsys):
     train(tmp_path, "first", env="Hopper-v4", demo_episodes=20, demo_subsample=20, no_policy_access=True)
     again = train(tmp_path, "again", env="Hopper-v4", seed=7, frozen_reward=tmp_path / "first")
     assert again["variant"] == "frozen" and {"reward-only", "frozen", "scarce"} < set(again["labels"])
     assert again["demos"]["sha256"] is None and again["frozen_reward"]["sha256"]
     nets = [torch.load(tmp_path / n / "checkpoint" / "reward_net.pt", weights_only=True) for n in ("first", "again")]
     assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
+    again["labels"] = ["frozen", "scarce"]
+    irl.print_result(again, irl.Args(env="Hopper-v4", seed=7, frozen_reward=tmp_path / "first"))
+    assert f"results{os.sep}custom-frozen-scarce{os.sep}Hopper-v4{os.sep}seed7" in capsys.readouterr().out
     with pytest.raises(irl.UserError, match=r"config.json: env is Hopper-v4; expected Walker2d-v4"):
         train(tmp_path, "other", env="Walker2d-v4", frozen_reward=tmp_path / "first")
 
