@@ -332,26 +332,35 @@ def mlp(in_dim, hidden):
 class RewardNetwork(nn.Module):
     """Potential-shaped reward  f(s, a, s') = g(s, a, s') + gamma Phi(s') - Phi(s)   (Ng et al. 1999; AIRL, eq. 4).
 
-    g     in (0, 1): the critic's score of a transition, 0.12 at the policy's average and 0.88 at the expert's.
-    Phi   (1 - p(s)) c: p is the probability that reaching s ends an episode, c the value of collecting g for good.
+    A critic scores transitions, p(s) is the probability that reaching s ends an episode. Two rewards are read from
+    them; both increase in the score, so they agree on what is better.
 
-    A terminal state so has potential 0 although no `done` is passed: dying costs c, a time limit nothing, an ordinary
-    step (1 - gamma) c. The benchmark subtracts the mean of the rewards, which takes that last constant away again; what
-    stays is the incentive to survive, which the subtraction would otherwise wipe out.
+    forward          The reward that is left when training ends. g is the score on a scale from 0, the better of random
+                     and still behaviour, to 1, the expert. Phi = (1 - p) c: dying costs c, a time limit nothing.
+    training_reward  What PPO gets. g is a sigmoid of the score, 0.12 at the policy's average of late and 0.88 at the
+                     expert's: a slope where the policy is now, and flat anywhere else. Phi = (1 - p) V, with V the
+                     value of that g: the reward is then the advantage, whose mean is 0 in every state.
+
+    Either way a terminal state has potential 0 although no `done` is passed. The benchmark subtracts the mean of the
+    rewards, which would wipe out the incentive to survive; this brings it back.
     """
 
-    gamma = 0.99
+    gamma, c = 0.99, 15.0
+    value_scale = 10.0  # V is between 0 and 100, too large for the network's own output
 
     def __init__(self, obs_dim, action_dim):
         super().__init__()
         self.critic = mlp(2 * obs_dim + action_dim, 160)
         self.end_logit = mlp(obs_dim, 64)
+        self.value = mlp(obs_dim, 160)
+        nn.init.zeros_(self.value[-1].weight)
         for name, value in (("obs_mean", torch.zeros(obs_dim)), ("obs_std", torch.ones(obs_dim))):
             self.register_buffer(name, value)
         for name, value in (("act_low", -torch.ones(action_dim)), ("act_high", torch.ones(action_dim))):
             self.register_buffer(name, value)
-        for name, value in (("policy_score", 0.0), ("expert_score", 1.0), ("c", 0.0), ("end_log_odds", -10.0)):
-            self.register_buffer(name, torch.tensor(value))
+        for name, value in (("unskilled", 0.0), ("policy", 0.0), ("expert", 1.0)):
+            self.register_buffer(f"{name}_score", torch.tensor(value))
+        self.register_buffer("end_log_odds", torch.tensor(-10.0))
 
     def fit_normalizer(self, obs, acts):
         self.obs_mean.copy_(obs.mean(0))
@@ -368,33 +377,43 @@ class RewardNetwork(nn.Module):
         s, next_s = self.normalize(state), self.normalize(next_state)
         return torch.cat([s, action.clamp(self.act_low, self.act_high), next_s - s], -1)
 
-    def g(self, state, action, next_state):
+    def score(self, state, action, next_state, zero):
+        """The critic's score on a scale from 0, at the score `zero`, to 1, at the expert's."""
         score = self.critic(self.features(state, action, next_state)).squeeze(-1)
-        gap = (self.expert_score - self.policy_score).clamp(min=0.1)
-        return torch.sigmoid(4 * (score - self.policy_score) / gap - 2)
+        return (score - zero) / (self.expert_score - zero).clamp(min=0.1)
 
-    def end_probability(self, state):
-        return torch.sigmoid(self.end_logit(self.normalize(state)).squeeze(-1) + self.end_log_odds)
+    def alive(self, state):
+        """1 - p(s)."""
+        return torch.sigmoid(-self.end_logit(self.normalize(state)).squeeze(-1) - self.end_log_odds)
 
-    def potential(self, state):
-        return self.c * (1 - self.end_probability(state))
+    def g(self, state, action, next_state):
+        return self.score(state, action, next_state, self.unskilled_score).clamp(-1, 1.5)
 
     def forward(self, state, action, next_state):
-        return self.g(state, action, next_state) + self.gamma * self.potential(next_state) - self.potential(state)
+        shaping = self.gamma * self.c * self.alive(next_state) - self.c * self.alive(state)
+        return self.g(state, action, next_state) + shaping
+
+    def training_g(self, state, action, next_state):
+        return torch.sigmoid(4 * self.score(state, action, next_state, self.policy_score) - 2)
+
+    def training_potential(self, state):
+        return self.alive(state) * self.value_scale * self.value(self.normalize(state)).squeeze(-1)
+
+    def training_reward(self, state, action, next_state):
+        shaping = self.gamma * self.training_potential(next_state) - self.training_potential(state)
+        return self.training_g(state, action, next_state) + shaping
 
 
 class IRLAlgorithm:
-    """Adversarial IRL with a Wasserstein critic and a termination-aware potential.
+    """Adversarial IRL: a Wasserstein critic, a value potential, and a cloned start where the policy may be touched.
 
-    critic   maximises E_expert[critic] - E_policy[critic] under a one-sided gradient penalty (WGAN-GP, arXiv
-             1704.00028). Unlike a classifier it does not saturate: its slope stays 1 however far the policy is from the
-             expert. The policy's side is a replay of the last rollouts, so that it does not chase the newest one.
-    p        logistic regression of "this next state ended an episode", on as many endings as other states, then
-             corrected by the log-odds of an ending (Bayes). A time limit ends episodes in states that hardly ever end
-             one, so p stays near 0 there, whether or not `policy_dones` counts time limits. No fall is ever forgotten.
+    The clone is *watched* for some rounds. If the critic can't tell it from the expert and it does not fall, it is
+    *kept*. Otherwise PPO *improves* a smaller clone, or starts from scratch if that one falls within moments.
     """
 
-    steps = 3  # gradient steps of both in one call of `update`
+    steps = 3  # gradient steps of critic and p in one call of `update`
+    clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of the first rollouts
+    value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5
     sample_per_round = 256
     gradient_penalty = 10.0
@@ -404,37 +423,58 @@ class IRLAlgorithm:
         reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])
         self.critic_optimizer = optim.Adam(reward_net.critic.parameters(), lr=args.irl_lr, fused=True)
         self.end_optimizer = optim.Adam(reward_net.end_logit.parameters(), lr=3e-3, fused=True)
+        self.value_optimizer = optim.Adam(reward_net.value.parameters(), lr=1e-3, fused=True)
         self.replay = []  # (obs, acts, next_obs) of the last rollouts
+        self.samples = []  # `sample_per_round` transitions of every rollout there was
         self.endings = self.others = torch.empty(0, obs_dim, device=device)  # next states, of all rollouts
-        self.seen = 0  # transitions in all rollouts
-        self.calls = 0
+        self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
+        self.stage, self.anchored, self.watched = "improve", False, {}  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
-            return self.reward_net(obs, acts, next_obs)
+            if self.stage != "improve":  # PPO's critic is 0 as well, and so is then its gradient, exactly
+                return torch.zeros(len(obs), device=self.device)
+            return self.reward_net.training_reward(obs, acts, next_obs)
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
+        rollout = (policy_obs, policy_acts, policy_next_obs)
         if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
-            self.replay = [*self.replay, (policy_obs, policy_acts, policy_next_obs)][-self.replay_rounds :]
+            self.round += 1
+            self.replay = [*self.replay, rollout][-self.replay_rounds :]
+            rows = self.random_rows(len(policy_obs), self.sample_per_round)
+            self.samples.append([x[rows] for x in rollout])
             self.remember_endings(policy_next_obs, policy_dones.flatten() > 0.5)
+            self.fit_value(*rollout)
+            self.guide_policy()
         self.calls += 1
         for _ in range(self.steps):
             report = {**self.critic_step(), **self.end_step()}
+        net = self.reward_net
+        net.unskilled_score.copy_(self.unskilled())
         with torch.no_grad():
-            g = self.reward_net.g(policy_obs, policy_acts, policy_next_obs).mean()
-        self.reward_net.c.lerp_(g / (1 - self.reward_net.gamma), 0.05)
-        return {**report, "g": g.item(), "c": self.reward_net.c.item()}
+            report |= {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
+        return {**report, **self.watched}
+
+    def unskilled(self):
+        """The better mean score of the first two rollouts: scratch, and either still or scratch again."""
+        net = self.reward_net
+        with torch.no_grad():
+            return max(net.critic(net.features(*sample)).mean() for sample in self.samples[:2])
 
     def random_rows(self, n, size):
         return torch.randint(n, (size,), device=self.device)
 
+    # ------------------------------------------------------------------------------------------------------- reward
     def critic_step(self):
+        """WGAN-GP (arXiv 1704.00028), one-sided: unlike a classifier it does not saturate, however far the policy is.
+
+        Half of the policy's side comes from the last rollouts, half from all there ever were: no bad behaviour is
+        forgotten once the policy has left it.
+        """
         net, size = self.reward_net, self.args.irl_batch_size
         rows = self.random_rows(len(self.expert["obs"]), size)
         expert = net.features(*(self.expert[key][rows] for key in ("obs", "acts", "next_obs")))
-        rollout = self.replay[np.random.randint(len(self.replay))]
-        rows = self.random_rows(len(rollout[0]), size)
-        policy = net.features(*(x[rows] for x in rollout))
+        policy = net.features(*self.policy_batch(size))
         expert_score, policy_score = (x.mean() for x in net.critic(torch.cat([expert, policy])).split(size))
         mix = torch.rand(size, 1, device=self.device)
         between = (mix * expert + (1 - mix) * policy).requires_grad_(True)
@@ -447,25 +487,155 @@ class IRLAlgorithm:
         net.policy_score.lerp_(policy_score.detach(), 0.1)
         return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
 
+    def policy_batch(self, size):
+        rollout = self.replay[np.random.randint(len(self.replay))]
+        rows = self.random_rows(len(rollout[0]), size - size // 2)
+        past = [self.samples[i] for i in np.random.randint(len(self.samples), size=8)]
+        old_rows = self.random_rows(len(past) * self.sample_per_round, size // 2)
+        return [torch.cat([new[rows], torch.cat(old)[old_rows]]) for new, old in zip(rollout, zip(*past))]
+
     def remember_endings(self, next_obs, ended):
         self.endings = torch.cat([self.endings, next_obs[ended]])
         others = next_obs[~ended]
-        self.others = torch.cat([self.others, others[self.random_rows(len(others), self.sample_per_round)]])
+        if len(others):
+            self.others = torch.cat([self.others, others[self.random_rows(len(others), self.sample_per_round)]])
         self.seen += len(ended)
         if len(self.endings):
-            self.reward_net.end_log_odds.fill_(np.log(len(self.endings) / (self.seen - len(self.endings))))
+            odds = len(self.endings) / max(1, self.seen - len(self.endings))
+            self.reward_net.end_log_odds.fill_(np.log(odds))
 
     def end_step(self):
-        if not len(self.endings):
+        """Logistic regression of "this next state ended an episode", on as many endings as others, then corrected by
+        the log-odds of an ending (Bayes). A time limit ends episodes where hardly any state does, so p stays near 0
+        there, whether or not `policy_dones` counts time limits. Half of the others are the expert's: those must not
+        look deadly, and the expert seldom ends.
+        """
+        if not len(self.endings) or not len(self.others):
             return {"end_loss": 0.0}
         net, size = self.reward_net, self.args.irl_batch_size // 2
-        states = torch.cat([x[self.random_rows(len(x), size)] for x in (self.endings, self.others)])
+        sources = ((self.endings, size), (self.others, size - size // 2), (self.expert["next_obs"], size // 2))
+        states = torch.cat([x[self.random_rows(len(x), n)] for x, n in sources])
         logits = net.end_logit(net.normalize(states)).squeeze(-1)
         loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
         self.end_optimizer.zero_grad()
         loss.backward()
         self.end_optimizer.step()
         return {"end_loss": loss.item()}
+
+    def fit_value(self, obs, acts, next_obs):
+        net, targets = self.reward_net, self.value_targets(obs, acts, next_obs)
+        for _ in range(self.value_steps):
+            rows = self.random_rows(len(obs), self.args.irl_batch_size)
+            value = net.value_scale * net.value(net.normalize(obs[rows])).squeeze(-1)
+            loss = ((value - targets[rows]) ** 2).mean()
+            self.value_optimizer.zero_grad()
+            loss.backward()
+            self.value_optimizer.step()
+
+    def value_targets(self, obs, acts, next_obs):
+        """Lambda-returns of g. A transition's successor is the one whose obs is this one's next_obs, found by sorting
+        a random projection of both, as the order of the rollout is not promised.
+        """
+        net, decay = self.reward_net, 0.95
+        with torch.no_grad():
+            projection = torch.randn(obs.shape[1], dtype=torch.float64, device=self.device)
+            keys, order = (obs.double() @ projection).sort()
+            wanted = next_obs.double() @ projection
+            at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+            found, successor = keys[at] == wanted, order[at]
+            g, after = net.training_g(obs, acts, next_obs), net.training_potential(next_obs)
+            returns = g + net.gamma * after
+            for _ in range(64):  # decay ** 64 = 0.04: what is further away hardly counts
+                later = torch.where(found, (1 - decay) * after + decay * returns[successor], after)
+                returns = g + net.gamma * later
+        return returns
+
+    # ------------------------------------------------------------------------------------------------------- policy
+    def set_policy(self, policy, optimizer):
+        self.policy, self.ppo_optimizer, self.stage = policy, optimizer, "clone"
+        net = self.reward_net
+        with torch.no_grad():
+            for first in (policy.actor_mean[0], policy.critic[0]):  # the loop does not normalise observations
+                first.weight /= net.obs_std
+                first.bias -= first.weight @ net.obs_mean
+            policy.critic[-1].weight.zero_(), policy.critic[-1].bias.zero_()  # see compute_reward
+        self.scratch = self.cloned = self.get_actor()
+        self.cloning = optim.Adam(policy.actor_mean.parameters(), fused=True)
+
+    def guide_policy(self):
+        """Prepares the policy of the next rollout. Until PPO takes over, rollouts of all kinds teach the critic: one
+        that saw nothing but good behaviour would not know the bad one.
+        """
+        if self.stage == "clone":
+            self.set_actor(self.cloned, logstd=-float(self.round % 4))
+            self.clone(self.clone_steps, lr=1e-3 * (1 + np.cos(np.pi * self.round / self.clone_rounds)))
+            self.cloned = self.get_actor()
+            if self.round == 1:  # one rollout of standing still
+                self.set_actor([*self.cloned[:-2], *(torch.zeros_like(x) for x in self.cloned[-2:])], logstd=-2.0)
+            if self.round == self.clone_rounds:
+                self.stage = "watch"
+        elif self.stage == "watch":
+            self.set_actor(self.cloned, logstd=-4.0)
+            if self.round == self.clone_rounds + 8:
+                z, falls = self.watch()
+                self.stage = "keep" if z > 0.85 and falls < 0.003 else "improve"
+                if self.stage == "improve":
+                    self.set_actor(self.scratch, logstd=0.0)
+                    self.ppo_optimizer.state.clear()  # 0 so far, which its next steps would take for a scale
+                    if falls < 0.006:
+                        self.start_from_small_clone(width=64)
+        elif self.stage == "keep":
+            self.set_actor(self.cloned, logstd=-4.0)
+            self.clone(80, lr=self.ppo_optimizer.param_groups[0]["lr"])
+            self.cloned = self.get_actor()
+            if self.round % 4 == 1:
+                self.set_actor(self.cloned, logstd=0.0)
+        elif self.anchored:
+            self.clone(20, lr=self.ppo_optimizer.param_groups[0]["lr"])  # stay the expert where the expert goes
+            with torch.no_grad():
+                self.policy.actor_logstd.sub_(0.003).clamp_(min=-3.0)
+
+    def watch(self):
+        """Of the last three rollouts: the mean score from 0, unskilled, to 1, the expert; falls a step."""
+        net = self.reward_net
+        rollouts = [torch.cat(x) for x in zip(*self.replay[-3:])]
+        with torch.no_grad():
+            z = net.score(*rollouts, zero=self.unskilled()).mean().item()
+            falls = 1 - net.alive(rollouts[2]).mean().item()
+        self.watched = {"watched_score": z, "watched_falls": falls}
+        return z, falls
+
+    def start_from_small_clone(self, width):
+        """A clone in `width` units of each hidden layer. The others have no weight in or out and so never a gradient:
+        with all 256 one PPO update moves a clone a hundred times too far (KL 7 to 13; with 64 units 0.07).
+        """
+        self.set_actor(self.scratch, logstd=-1.0)
+        first, second, last = (layer for layer in self.policy.actor_mean if isinstance(layer, nn.Linear))
+        with torch.no_grad():
+            first.weight[width:], first.bias[width:], last.weight[:, width:] = 0, 0, 0
+            second.weight.zero_()
+            nn.init.orthogonal_(second.weight[:width, :width], 2**0.5)
+        self.cloning, self.anchored = optim.Adam(self.policy.actor_mean.parameters(), fused=True), True
+        for k in range(20):
+            self.clone(self.clone_steps * 2 // 5, lr=1e-3 * (1 + np.cos(np.pi * k / 20)))
+
+    def clone(self, steps, lr):
+        self.cloning.param_groups[0]["lr"] = lr
+        for _ in range(steps):
+            rows = self.random_rows(len(self.expert["obs"]), self.args.irl_batch_size)
+            errors = self.policy.actor_mean(self.expert["obs"][rows]) - self.expert["acts"][rows]
+            self.cloning.zero_grad()
+            errors.square().sum(1).mean().backward()
+            self.cloning.step()
+
+    def get_actor(self):
+        return [p.detach().clone() for p in self.policy.actor_mean.parameters()]
+
+    def set_actor(self, weights, logstd):
+        with torch.no_grad():
+            for p, weight in zip(self.policy.actor_mean.parameters(), weights):
+                p.copy_(weight)
+            self.policy.actor_logstd.fill_(logstd)
 
 
 # ================================================================================================== EDITABLE REGION END

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import custom_irl as irl
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
@@ -29,3 +31,9 @@ def tiny_run(tmp_path_factory) -> tuple[Path, dict, str]:
     done = command("custom_irl.py", *flags, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "result.json").read_text()), done.stdout
+
+
+@pytest.fixture(autouse=True)
+def short_cloning(monkeypatch):
+    """Runs within this process clone for a moment only; those of the command line as long as a user's."""
+    monkeypatch.setattr(irl.IRLAlgorithm, "clone_steps", 20)

@@ -52,40 +52,49 @@ def make(reward_cls=irl.RewardNetwork, algorithm_cls=irl.IRLAlgorithm, n_expert=
 
 @torch.no_grad()
 def randomize(net: nn.Module) -> None:
-    net.c.fill_(7.0)
     for p in net.parameters():
         p.copy_(torch.randn_like(p) / max(1, p.shape[-1]) ** 0.5)
 
 
-def test_shaping_telescopes_along_a_trajectory():
+REWARDS = {  # the reward, its g and its potential
+    "exported": (lambda net: net, lambda net: net.g, lambda net: lambda state: net.c * net.alive(state)),
+    "training": (lambda net: net.training_reward, lambda net: net.training_g, lambda net: net.training_potential),
+}
+
+
+@pytest.mark.parametrize("which", REWARDS)
+def test_shaping_telescopes_along_a_trajectory(which):
     """sum_t gamma^t f_t = sum_t gamma^t g_t + gamma^T Phi(s_T) - Phi(s_0), for any weights (Ng et al. 1999)."""
     net, _, _ = make()
     randomize(net)
     net.double()
     states, acts = torch.randn(31, OBS_DIM).double(), torch.randn(30, ACTION_DIM).double()
     discount = net.gamma ** torch.arange(30).double()
+    f, g, potential = (part(net) for part in REWARDS[which])
     with torch.no_grad():
-        shaped = (discount * net(states[:-1], acts, states[1:])).sum()
-        plain = (discount * net.g(states[:-1], acts, states[1:])).sum()
-        potential = net.potential(states)
+        shaped = (discount * f(states[:-1], acts, states[1:])).sum()
+        plain = (discount * g(states[:-1], acts, states[1:])).sum()
+        potential = potential(states)
     torch.testing.assert_close(shaped, plain + net.gamma**30 * potential[-1] - potential[0])
 
 
-def test_dying_costs_the_value_and_living_does_not():
-    """An ordinary step loses (1 - gamma) c of g, the one into a terminal state all of c."""
-    net, c = make()[0], 40.0
+def test_dying_costs_the_potential_and_living_does_not():
+    """An ordinary step loses (1 - gamma) of the potential, c or V, of g; the one into a terminal state all of it."""
+    net, v = make()[0], 40.0
     with torch.no_grad():
-        net.c.fill_(c), net.end_log_odds.zero_()
+        net.end_log_odds.zero_()
         net.end_logit[0].weight.zero_()[0, 0] = 10.0  # p(s) is 1 where the first coordinate is large, else 0
         net.end_logit[2].weight.zero_()[0, 0] = 10.0
         net.end_logit[-1].weight.zero_()[0, 0] = 60.0
         net.end_logit[0].bias.zero_(), net.end_logit[2].bias.zero_(), net.end_logit[-1].bias.zero_()
+        net.value[-1].bias.fill_(v / net.value_scale)
         obs, acts, _ = batch(8)
         obs[:, 0] = net.obs_mean[0] - 5
-        alive, dead = obs.clone(), obs.clone()
+        living, dead = obs.clone(), obs.clone()
         dead[:, 0] = net.obs_mean[0] + 5
-        torch.testing.assert_close(net(obs, acts, alive), net.g(obs, acts, alive) - (1 - net.gamma) * c)
-        torch.testing.assert_close(net(obs, acts, dead), net.g(obs, acts, dead) - c)
+        for f, g, value in ((net, net.g, net.c), (net.training_reward, net.training_g, v)):
+            torch.testing.assert_close(f(obs, acts, living), g(obs, acts, living) - (1 - net.gamma) * value)
+            torch.testing.assert_close(f(obs, acts, dead), g(obs, acts, dead) - value)
 
 
 def test_observation_normalizer_equals_numpy_and_is_saved():
@@ -94,17 +103,20 @@ def test_observation_normalizer_equals_numpy_and_is_saved():
     np.testing.assert_allclose(net.obs_mean.numpy(), x.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(net.obs_std.numpy(), np.maximum(x.std(0), 0.05), rtol=1e-4)
     np.testing.assert_array_equal(net.act_high.numpy(), demos["acts"].numpy().max(0))
-    assert {"obs_mean", "obs_std", "act_low", "act_high", "expert_score", "policy_score", "c"} <= set(net.state_dict())
+    assert {"obs_mean", "obs_std", "act_low", "act_high", "expert_score", "policy_score", "unskilled_score"} <= set(
+        net.state_dict()
+    )
 
 
-def test_g_follows_the_critic_between_policy_and_expert():
+def test_both_g_follow_the_critic_up_to_the_expert():
     net = make()[0]
     with torch.no_grad():
         net.critic[-1].weight.zero_()
-        net.policy_score.fill_(-3.0), net.expert_score.fill_(5.0)
-        for score, expected in ((-3.0, -2.0), (1.0, 0.0), (5.0, 2.0)):
+        net.unskilled_score.fill_(-3.0), net.policy_score.fill_(1.0), net.expert_score.fill_(5.0)
+        for score, g, training_logit in ((-3.0, 0.0, -6.0), (1.0, 0.5, -2.0), (5.0, 1.0, 2.0)):
             net.critic[-1].bias.fill_(score)
-            torch.testing.assert_close(net.g(*batch(4)), torch.sigmoid(torch.full((4,), expected)))
+            torch.testing.assert_close(net.g(*batch(4)), torch.full((4,), g))
+            torch.testing.assert_close(net.training_g(*batch(4)), torch.sigmoid(torch.full((4,), training_logit)))
 
 
 def test_gradient_penalty_slope_equals_finite_differences():
@@ -128,17 +140,17 @@ def test_the_reward_prefers_the_expert_after_training():
     for _ in range(40):
         report = algorithm.update(*rollout, torch.zeros(256))
     with torch.no_grad():
-        expert = net.g(demos["obs"], demos["acts"], demos["next_obs"]).mean()
-        policy = net.g(*rollout).mean()
-    assert expert > policy + 0.4 and report["critic_gap"] > 0
+        for g in (net.g, net.training_g):
+            assert g(demos["obs"], demos["acts"], demos["next_obs"]).mean() > g(*rollout).mean() + 0.4
+    assert report["critic_gap"] > 0
 
 
 @pytest.mark.parametrize("time_limits", [False, True])
 def test_endings_are_learned_as_terminal_but_time_limits_are_not(time_limits):
-    """States beyond 3 end episodes; a done in an ordinary state is a time limit and must not count as an end."""
+    """States beyond 5, where no expert is, end episodes. A done in an ordinary state is a time limit: not an end."""
     net, algorithm, _ = make()
     obs, acts, next_obs = batch(2048, seed=3)
-    next_obs[:200, 0] = 3.0 + next_obs[:200, 0].abs()
+    next_obs[:200, 0] = 5.0 + next_obs[:200, 0].abs()
     dones = torch.zeros(2048)
     dones[:200] = 1
     if time_limits:
@@ -146,8 +158,122 @@ def test_endings_are_learned_as_terminal_but_time_limits_are_not(time_limits):
     for _ in range(120):
         algorithm.update(obs, acts, next_obs, dones)
     with torch.no_grad():
-        p = net.end_probability(next_obs)
+        p = 1 - net.alive(next_obs)
     assert p[:200].mean() > 0.9 and p[200:].mean() < 0.05
+
+
+def test_value_is_fitted_to_lambda_returns_whatever_the_order():
+    """Two trajectories of 40 states with known g, against the slow recursion, although their transitions are shuffled.
+
+    The last transition of each is followed by nothing that was seen, so it bootstraps from its next state.
+    """
+    net, algorithm, _ = make()
+    randomize(net)
+    states, acts = torch.randn(2, 41, OBS_DIM), torch.randn(2, 40, ACTION_DIM)
+    obs, next_obs = states[:, :-1], states[:, 1:]
+    decay = 0.95
+    with torch.no_grad():
+        g = net.training_g(obs, acts, next_obs)
+        after = net.training_potential(next_obs)
+        expected = torch.empty(2, 40)
+        expected[:, -1] = g[:, -1] + net.gamma * after[:, -1]
+        for t in reversed(range(39)):
+            later = (1 - decay) * after[:, t] + decay * expected[:, t + 1]
+            expected[:, t] = g[:, t] + net.gamma * later
+    order = torch.randperm(80)
+    flat = (x.flatten(0, 1)[order] for x in (obs, acts, next_obs))
+    torch.testing.assert_close(algorithm.value_targets(*flat), expected.flatten()[order], rtol=1e-4, atol=1e-4)
+
+
+def test_every_transition_may_end_an_episode():
+    """As in an environment of one step."""
+    _, algorithm, _ = make()
+    for _ in range(10):
+        report = algorithm.update(*batch(64), torch.ones(64))
+    assert all(np.isfinite(float(value)) for value in report.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- policy
+
+
+def with_policy():
+    _, algorithm, demos = make()
+    policy = irl.Policy(OBS_DIM, ACTION_DIM)
+    algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
+    return algorithm, policy, demos
+
+
+def test_whitening_normalises_the_policys_inputs():
+    torch.manual_seed(0)
+    plain = irl.Policy(OBS_DIM, ACTION_DIM)
+    torch.manual_seed(0), np.random.seed(0)
+    whitened = irl.Policy(OBS_DIM, ACTION_DIM)
+    net, algorithm, demos = make()
+    algorithm.set_policy(whitened, None)
+    normalized = (demos["obs"] - net.obs_mean) / net.obs_std
+    torch.manual_seed(0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            whitened.actor_mean(demos["obs"]), plain.actor_mean(normalized), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_a_small_clone_learns_the_demonstrations_and_keeps_its_other_units_dead():
+    algorithm, policy, demos = with_policy()
+    algorithm.clone_steps = 250
+    demos["acts"] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
+    algorithm.start_from_small_clone(width=64)
+    first, second, last = (layer for layer in policy.actor_mean if isinstance(layer, nn.Linear))
+    errors = policy.actor_mean(demos["obs"]) - demos["acts"]
+    assert errors.square().mean() < 0.05 * demos["acts"].var()
+    policy.actor_mean.zero_grad()
+    errors.abs().sum().backward()
+    for dead in (first.weight.grad[64:], first.bias.grad[64:], second.weight.grad[64:], second.weight.grad[:, 64:],
+                 second.bias.grad[64:], last.weight.grad[:, 64:]):  # fmt: skip
+        assert (dead == 0).all()
+    assert (first.weight.grad[:64] != 0).any() and (last.weight.grad[:, :64] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("score", "falls", "stage", "anchored"),
+    [
+        (0.95, 0.001, "keep", False),
+        (0.5, 0.001, "improve", True),
+        (0.95, 0.004, "improve", True),
+        (0.5, 0.01, "improve", False),
+    ],
+)
+def test_what_becomes_of_a_clone(monkeypatch, score, falls, stage, anchored):
+    """Kept if it passes for the expert, given up if it falls at once; until that is decided PPO must not move it."""
+    algorithm, policy, _ = with_policy()
+    monkeypatch.setattr(algorithm, "watch", lambda: (score, falls))
+    rollout = batch(64)
+    for _ in range(algorithm.clone_rounds + 8):
+        assert (algorithm.compute_reward(*rollout) == 0).all()
+        for _ in range(5):
+            algorithm.update(*rollout, torch.zeros(64))
+    assert (algorithm.stage, algorithm.anchored) == (stage, anchored)
+    assert (algorithm.compute_reward(*rollout) == 0).all() == (stage == "keep")
+    at_scratch = all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), algorithm.scratch))
+    assert at_scratch == (stage == "improve" and not anchored)
+
+
+def test_a_reward_of_zero_does_not_move_the_policy():
+    """What holding the clone rests on: the loop's PPO has no gradient then. Not just a small one."""
+    algorithm, policy, _ = with_policy()
+    before = [p.clone() for p in policy.parameters()]
+    args = irl.Args()
+    obs = torch.randn(args.num_steps, args.num_envs, OBS_DIM)
+    with torch.no_grad():
+        flat = policy.get_action_and_value(obs.flatten(0, 1))
+    acts, logprobs, _, values = (x.unflatten(0, obs.shape[:2]) for x in flat)
+    ended = torch.zeros(obs.shape[:2], dtype=torch.bool)
+    ended[99::100] = True
+    rollout = SimpleNamespace(obs=obs, acts=acts, logprobs=logprobs, values=values, next_values=values,
+                              terminated=ended, ended=ended)  # fmt: skip
+    irl.update_policy(policy, algorithm.ppo_optimizer, rollout, torch.zeros(ended.shape), args)
+    for p, old in zip(policy.parameters(), before):
+        assert torch.equal(p, old)
 
 
 # ---------------------------------------------------------------------------------------------------------- contract
