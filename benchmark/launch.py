@@ -3,6 +3,7 @@
     python -m benchmark.launch                    # what `bash run_all.sh` calls
     python -m benchmark.launch --method gail      # the same for one of baselines/
     python -m benchmark.launch --envs Hopper-v4 --seeds 1 2 --no-policy-access
+    python -m benchmark.launch --frozen           # afterwards: fresh policies on the rewards those runs ended with
 
 Flags that are not its own go to custom_irl.py.
 """
@@ -45,6 +46,8 @@ class Config:
     """environments"""
     seeds: tuple[int, ...] = (42, 123, 456)
     """seeds; the benchmark's own are for reporting, tune on others"""
+    frozen: bool = False
+    """train fresh policies, of the next seed each, on the rewards that the finished runs of this command ended with"""
     results: Path = custom_irl.ROOT / "results"
     """folder of all runs and of the report"""
     jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -116,6 +119,10 @@ def make_jobs(config: Config, flags: list[str]) -> list[Job]:
             flags_of_run = ["--env", env, "--seed", str(seed), *flags]
             args = custom_irl.parse_args(flags_of_run)
             folder = args.folder("oracle" if args.true_reward else config.method, config.results)
+            if config.frozen:
+                flags_of_run += ["--seed", str(seed + 1), "--frozen-reward", str(folder.absolute())]
+                args = custom_irl.inherit_labels(custom_irl.parse_args(flags_of_run), config.method)
+                folder = args.folder(config.method, config.results)
             command = [sys.executable, *METHODS[config.method], *flags_of_run, "--out", str(folder.absolute())]
             jobs.append(Job(args, command, folder))
     return jobs

@@ -73,6 +73,21 @@ def test_panels_say_how_much_of_the_demonstrations_a_run_gets(panel, amount):
     assert all(job.folder.parts[-3] == f"custom-reward-only-{panel}" for job in jobs)
 
 
+def test_frozen_rewards_train_policies_of_other_seeds(tiny_run, tmp_path):
+    """Of the runs that the same command without --frozen leaves; one that is missing is named."""
+    flags, trained = ["--total-timesteps", "4096"], tmp_path / "custom-4096-steps" / "Hopper-v4" / "seed1"
+    config = launch.Config(envs=("Hopper-v4",), seeds=(1,), frozen=True, results=tmp_path)
+    with pytest.raises(irl.UserError, match=r"seed1/checkpoint/reward_net\.pt: no such file"):
+        launch.make_jobs(config, flags)
+    shutil.copytree(tiny_run[0], trained)
+    words = ("--envs", "Hopper-v4", "--seeds", "1", "--frozen", "--results", tmp_path)
+    done = command("-m", "benchmark.launch", *words, *flags)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "custom-4096-steps-frozen" / "Hopper-v4" / "seed2" / "result.json").read_text())
+    assert result["variant"] == "frozen" and result["seed"] == 2
+    assert result["frozen_reward"]["sha256"] == irl.sha256(trained / "checkpoint" / "reward_net.pt")
+
+
 def test_a_quick_look_is_marked_everywhere(tmp_path, capsys):
     jobs = launch.make_jobs(launch.Config(results=tmp_path), ["--quick"])
     assert {job.args.num_rounds * job.args.batch_size for job in jobs} == {20_480}
