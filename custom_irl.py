@@ -918,18 +918,23 @@ def load_training(path: Path, envs: VectorEnv) -> dict:
     return saved["state"]
 
 
+def trained_config(args: Args) -> dict:
+    """The configuration of the run that --frozen-reward names; UserError if that is no finished run."""
+    config = args.frozen_reward / "checkpoint" / "config.json"
+    if not (config.is_file() and args.reward_file.is_file()):
+        raise UserError(
+            f"{args.reward_file}: no such file; expected --frozen-reward to be the folder of a finished run"
+        )
+    return json.loads(config.read_text())["config"]
+
+
 def inherit_labels(args: Args, method: str) -> Args:
     """Args with the panel and the policy access of the run that --frozen-reward names, so that its labels say them.
 
     Raises:
         UserError: if that is not a finished run of this method in this environment.
     """
-    config = args.frozen_reward / "checkpoint" / "config.json"
-    if not (config.is_file() and args.reward_file.is_file()):
-        raise UserError(
-            f"{args.reward_file}: no such file; expected --frozen-reward to be the folder of a finished run"
-        )
-    trained = json.loads(config.read_text())["config"]
+    trained, config = trained_config(args), args.frozen_reward / "checkpoint" / "config.json"
     for key, expected in (("env", args.env), ("method", method)):
         if trained[key] != expected:
             raise UserError(f"{config}: {key} is {trained[key]}; expected {expected}")

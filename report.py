@@ -324,10 +324,10 @@ def merge_published(name: str, fresh: pd.DataFrame, order: list[str]) -> pd.Data
 def publish(runs: pd.DataFrame) -> None:
     """Merges the benchmark's own runs (no quick look, full budget, committed code) into benchmark/ and README.
 
-    imitation's trainers may have a smaller budget; their rows then say so.
+    Trainers of other libraries, which are slower, may have a smaller budget; their rows then say so.
     """
     own = {"reward-only", "frozen", *PANELS.values()}
-    shorter = runs["method"].str.startswith("imitation-") & ~runs["labels"].str.contains("quick")
+    shorter = runs["method"].str.startswith(("imitation-", "sb3-")) & ~runs["labels"].str.contains("quick")
     official = runs["labels"].map(lambda labels: set(labels.split()) <= own) | shorter
     fresh = runs[official & runs["git_clean"]]
     if fresh.empty:

@@ -48,6 +48,8 @@ class Config:
     """seeds; the benchmark's own are for reporting, tune on others"""
     frozen: bool = False
     """train fresh policies, of the next seed each, on the rewards that the finished runs of this command ended with"""
+    learner: Literal["loop", "sb3"] = "loop"
+    """what trains on --frozen rewards or the --true-reward: the benchmark's own PPO, or benchmark/retrain.py"""
     results: Path = custom_irl.ROOT / "results"
     """folder of all runs and of the report"""
     jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -113,17 +115,23 @@ def make_jobs(config: Config, flags: list[str]) -> list[Job]:
     if config.panel != "dense":
         episodes, subsample = next(amount for amount, name in custom_irl.PANELS.items() if name == config.panel)
         flags = [*flags, "--demo-episodes", str(episodes), "--demo-subsample", str(subsample)]
+    program, prefix = METHODS[config.method], ""
+    if config.learner == "sb3":
+        program, prefix = ["-m", "benchmark.retrain"], "sb3-"
     jobs = []
     for seed in config.seeds:
         for env in config.envs:
             flags_of_run = ["--env", env, "--seed", str(seed), *flags]
             args = custom_irl.parse_args(flags_of_run)
-            folder = args.folder("oracle" if args.true_reward else config.method, config.results)
+            if config.learner == "sb3" and not (config.frozen or args.true_reward):
+                raise custom_irl.UserError("--learner sb3: learns no reward; expected --frozen or --true-reward too")
             if config.frozen:
-                flags_of_run += ["--seed", str(seed + 1), "--frozen-reward", str(folder.absolute())]
+                trained = args.folder(config.method, config.results).absolute()
+                flags_of_run += ["--seed", str(seed + 1), "--frozen-reward", str(trained)]
                 args = custom_irl.inherit_labels(custom_irl.parse_args(flags_of_run), config.method)
-                folder = args.folder(config.method, config.results)
-            command = [sys.executable, *METHODS[config.method], *flags_of_run, "--out", str(folder.absolute())]
+            method = "oracle" if args.true_reward else config.method
+            folder = args.folder(prefix + method, config.results)
+            command = [sys.executable, *program, *flags_of_run, "--out", str(folder.absolute())]
             jobs.append(Job(args, command, folder))
     return jobs
 
