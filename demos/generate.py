@@ -3,6 +3,7 @@
     python demos/generate.py --env Hopper-v4                # train (resumable), then record
     python demos/generate.py --env Hopper-v4 --record-only  # record again from the stored weights, in seconds
     python demos/generate.py --env Hopper-v4 --record-only --noise 0.1 --out /tmp/noisy   # noisy copies elsewhere
+    python demos/generate.py --env Hopper-v4 --bank         # after training: behaviour of mixed quality, for diagnosis
 
 Per environment this writes, to `--out` (this folder by default):
 
@@ -10,6 +11,8 @@ Per environment this writes, to `--out` (this folder by default):
     ENV.npz           50 whole episodes: obs, acts, lengths, terminated (no rewards)
     ENV.rewards.npz   the environment's true rewards of the same episodes, for evaluation only
     ENV.json          the card: returns, hashes, command, seeds, versions, date
+
+and with --bank ENV.bank.npz and ENV.bank.json: held-out episodes between random and expert, true rewards included.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from custom_irl import replacing, sha256  # noqa: E402
 from report import write_cards_table  # noqa: E402
 
 # One range of reset seeds for each purpose, so that no two purposes share an initial state.
-SEEDS = {"demos": 10_000, "fresh": 20_000, "random": 30_000, "selection": 40_000}
+SEEDS = {"demos": 10_000, "fresh": 20_000, "random": 30_000, "selection": 40_000, "bank": 50_000}
 PACKAGES = ("gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
 
 
@@ -81,6 +84,8 @@ class Config:
     """standard deviation of Gaussian noise added to the recorded actions (before clipping)"""
     record_only: bool = False
     """skip training and record from ENV.expert.npz of this folder"""
+    bank: bool = False
+    """record episodes of mixed quality from the checkpoints of a finished training; nothing else"""
     eval_every: int = 25_000
     """environment steps between two evaluations of the expert during training"""
     eval_episodes: int = 10
@@ -296,11 +301,69 @@ def record(args: Config, expert: Expert) -> dict:
             "seed": args.seed,
             "kept": f"best of {args.finalists} finalists in {args.episodes} episodes, by mean minus standard deviation",
         },
-        "seeds": {purpose: [first, first + args.episodes - 1] for purpose, first in SEEDS.items()},
+        "seeds": {k: [first, first + args.episodes - 1] for k, first in SEEDS.items() if k != "bank"},
         "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
         "date": datetime.now(UTC).date().isoformat(),
     }
     with replacing(files["json"]) as temporary:
+        temporary.write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
+BANK_LEVELS = np.linspace(0.1, 0.95, 9)  # of the expert's return: two episodes of the nearest checkpoint each
+BANK_NOISE = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7)  # standard deviation added to the expert's actions
+
+
+def bank_policies(args: Config) -> list[tuple[str, Callable]]:
+    """(name, policy) of every episode of the bank: checkpoints of the training, noisy experts, random actions."""
+    folder, rng = HERE / ".training" / f"{args.env}-seed{args.seed}", np.random.default_rng(args.seed)
+    if not (past := read_evaluations(folder)):
+        sys.exit(f"demos/generate.py: {folder}: holds no checkpoints; train the expert here first, without --bank")
+    expert = Expert.load(HERE / f"{args.env}.expert.npz")
+
+    def noisy(std: float) -> Callable:
+        def act(obs: np.ndarray) -> np.ndarray:
+            noise = rng.normal(0.0, std, expert.low.shape).astype(np.float32)
+            return np.clip(expert(obs) + noise, expert.low, expert.high)
+
+        return act
+
+    policies = []
+    for level in BANK_LEVELS * max(score["return_mean"] for score in past):
+        steps = min(past, key=lambda score: abs(score["return_mean"] - level))["steps"]
+        policies += 2 * [(f"checkpoint {steps}", Expert.load(folder / f"{steps}.npz"))]
+    policies += [(f"noise {std}", noisy(std)) for std in BANK_NOISE]
+    return policies + 3 * [("random", lambda obs: rng.uniform(expert.low, expert.high).astype(np.float32))]
+
+
+def record_bank(args: Config) -> dict:
+    """Plays and writes the bank and its card; returns the card."""
+    env, policies = gym.make(args.env), bank_policies(args)
+    episodes = [
+        play(env, act, SEEDS["bank"] + i) for i, (_, act) in enumerate(tqdm(policies, desc="bank", disable=None))
+    ]
+    path = args.out / f"{args.env}.bank.npz"
+    write_npz(
+        path,
+        obs=np.concatenate([e.obs for e in episodes]),
+        acts=np.concatenate([e.acts for e in episodes]),
+        rewards=np.concatenate([e.rewards for e in episodes]),
+        lengths=np.array([len(e.acts) for e in episodes], np.int64),
+        terminated=np.array([e.terminated for e in episodes], bool),
+    )
+    card = {
+        "env": args.env,
+        "episodes": [
+            {"policy": name, "return": float(r), "length": len(e.acts)}
+            for (name, _), r, e in zip(policies, returns_of(episodes), episodes)
+        ],
+        "sha256": {path.name: sha256(path)},
+        "command": shlex.join(["python", "demos/generate.py", *sys.argv[1:]]),
+        "seeds": [SEEDS["bank"], SEEDS["bank"] + len(episodes) - 1],
+        "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(card, indent=2) + "\n")
     return card
 
@@ -319,6 +382,10 @@ def main(args: Config) -> None:
     if args.record_only and not weights.exists():
         sys.exit(f"demos/generate.py: {weights} not found; train the expert first, without --record-only")
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings
+    if args.bank:
+        for row in record_bank(args)["episodes"]:
+            print(f"{args.env} bank, {row['policy']}: {row['return']:.0f} in {row['length']} steps")
+        return
     card = record(args, Expert.load(weights) if args.record_only else train(args))
     if args.out == HERE:
         write_cards_table()

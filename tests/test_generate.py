@@ -63,7 +63,32 @@ def test_recordings_load_and_their_card_is_true(tmp_path):
     assert len(again.obs) == len(again.acts) + 1 == len(again.rewards) + 1
 
 
-@pytest.mark.parametrize("flags", [["--env", "Pong"], ["--env", "Hopper-v4", "--record-only", "--seed", "x"]])
+def test_the_bank_is_what_its_card_says(tmp_path, small, monkeypatch):
+    """Of a tiny training: 18 episodes of checkpoints, 9 noisy ones of the expert, 3 random."""
+    generate.train(small)
+    generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz").save(tmp_path / "Hopper-v4.expert.npz")
+    small.out.mkdir()
+    card = generate.record_bank(small)
+    path = small.out / "Hopper-v4.bank.npz"
+    assert card["sha256"] == {path.name: irl.sha256(path)} and card == json.loads(path.with_suffix(".json").read_text())
+    kinds = [row["policy"].split()[0] for row in card["episodes"]]
+    assert [kinds.count(kind) for kind in ("checkpoint", "noise", "random")] == [18, 9, 3]
+    with np.load(path, allow_pickle=False) as f:
+        lengths, rewards = f["lengths"], f["rewards"]
+        assert f["obs"].shape == (lengths.sum() + 30, 11) and f["acts"].shape == (lengths.sum(), 3)
+    returns = [x.sum(dtype=np.float64) for x in np.split(rewards, np.cumsum(lengths)[:-1])]
+    np.testing.assert_allclose(returns, [row["return"] for row in card["episodes"]], rtol=1e-5)
+    assert list(lengths) == [row["length"] for row in card["episodes"]]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--env", "Pong"],
+        ["--env", "Hopper-v4", "--bank", "--seed", "9"],
+        ["--env", "Hopper-v4", "--record-only", "--seed", "x"],
+    ],
+)
 def test_bad_input_gets_a_clear_line(flags):
     done = command("demos/generate.py", *flags)
     assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
