@@ -518,7 +518,7 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
     broken = int(np.isinf(numbers).sum()) + int(not np.isfinite(returned))
     above, bc = found["steps"]["expert_above_own"], published_bc(result)
     ranks = {name: scores["segments_spearman"] for name, scores in found["ranking"]["scores"].items()}
-    control = max(ranks["constant"], ranks["untrained"])
+    control, distance = max(ranks["constant"], ranks["untrained"]), found["distance"]["mixed"]["learned"]["distance"]
     return [
         Label(
             "early_termination", "policy optimisation", "half of its episodes end before half of the longest known one",
@@ -550,6 +550,11 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
             "survival_only", "reward", "ranks segments of equal length no better than a constant and an untrained"
             " network do (Spearman, margin 0.1)",
             bool(ranks["learned"] < control + 0.1), f"{ranks['learned']:.2f}, best control {control:.2f}",
+        ),
+        Label(
+            "distant_reward", "reward", "with shaping taken out, no nearer to the true reward on mixed behaviour than an"
+            " unrelated one (0.71): who optimises it elsewhere optimises something else",
+            bool(distance > 0.66), f"{distance:.2f}",
         ),
         Label(
             "stale_reward", "reward", "pays the run's own policy clearly more than the expert: points away from it",
@@ -645,7 +650,10 @@ def draw(found: dict, folder: Path) -> None:
                 xlabel=f"true return of {SEGMENT} steps", ylabel="learned", title=f"{title}: Spearman {spearman:.2f}"
             )
         else:
-            table.plot.bar(ax=axes, title=title, rot=20 if len(table) < 8 else 60, legend=len(table.columns) > 1)
+            table.plot.bar(ax=axes, title=title, legend=len(table.columns) > 1)
+            axes.set_xticklabels(axes.get_xticklabels(), rotation=20 if len(table) < 8 else 50, ha="right")
+            if len(table.columns) > 1:
+                axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         axes.spines[["top", "right"]].set_visible(False)
         with irl.replacing(folder / f"diagnosis-{number}.png") as temporary:
             figure.savefig(temporary, dpi=120, format="png")

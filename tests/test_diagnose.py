@@ -118,7 +118,11 @@ def test_perturbed_worlds_are_what_they_say():
 
 def found_with(**ranks) -> dict:
     scores = {name: {"segments_spearman": ranks.get(name, 0.0)} for name in ("learned", "constant", "untrained")}
-    return {"steps": {"expert_above_own": ranks.get("above", 0.6)}, "ranking": {"scores": scores}}
+    return {
+        "steps": {"expert_above_own": ranks.get("above", 0.6)},
+        "ranking": {"scores": scores},
+        "distance": {"mixed": {"learned": {"distance": ranks.get("distance", 0.3)}}},
+    }
 
 
 def subject_with(learned=(0, 1), true=(0, 1), returned=3000.0, share=0.8, lengths=1000, extra=0.0) -> Subject:
@@ -146,6 +150,7 @@ def subject_with(learned=(0, 1), true=(0, 1), returned=3000.0, share=0.8, length
         (subject_with(extra=np.inf), found_with(learned=0.8), {"non_finite"}),
         (subject_with(), found_with(learned=0.8, above=0.995), {"discriminator_saturated"}),
         (subject_with(), found_with(learned=0.8, above=0.3), {"stale_reward"}),
+        (subject_with(), found_with(learned=0.8, distance=0.8), {"distant_reward"}),
     ],
 )
 def test_each_failure_is_labelled_and_nothing_else(subject, found, expected):
