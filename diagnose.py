@@ -552,7 +552,7 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
             bool(ranks["learned"] < control + 0.1), f"{ranks['learned']:.2f}, best control {control:.2f}",
         ),
         Label(
-            "distant_reward", "reward", "with shaping taken out, no nearer to the true reward on mixed behaviour than an"
+            "distant_reward", "reward", "without its shaping no nearer to the true reward on mixed behaviour than an"
             " unrelated one (0.71): who optimises it elsewhere optimises something else",
             bool(distance > 0.66), f"{distance:.2f}",
         ),
