@@ -1,6 +1,7 @@
 """Is the reward real?  Examines the reward a run ended with, and the policy trained on it.
 
     python diagnose.py results/custom/Hopper-v4/seed42
+    python diagnose.py results/*/Hopper-v4/seed42 --table rewards.md    # one after the other, and a table of them
 
 Five examinations, each beside controls that show what "nothing learned" scores; then failure labels and a verdict.
 Written to RUN_DIR: diagnosis.json, diagnosis.md and a figure for each. The environment's true reward is used here, for
@@ -42,8 +43,10 @@ Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # obs, acts
 
 @dataclass(frozen=True)
 class Config:
-    run: tyro.conf.Positional[Path]
-    """folder of a finished run"""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """folders of finished runs"""
+    table: Path | None = None
+    """file for a table with a row a run"""
     seed: int = 0
     """seed of the examination"""
 
@@ -566,10 +569,10 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def examine(subject: Subject, config: Config) -> dict:
-    rng, bank = np.random.default_rng(config.seed), read_bank(subject.env_id)
-    with tqdm(total=23, desc=f"diagnosing {config.run}", disable=None) as bar:
-        played = behaviours(subject, 3000, config.seed)
+def examine(subject: Subject, seed: int) -> dict:
+    rng, bank = np.random.default_rng(seed), read_bank(subject.env_id)
+    with tqdm(total=23, desc=f"diagnosing {subject.folder}", disable=None) as bar:
+        played = behaviours(subject, 3000, seed)
         found = {"steps": examine_steps(subject, played)}
         bar.update()
         found["ranking"] = examine_ranking(subject, bank, rng)
@@ -579,7 +582,7 @@ def examine(subject: Subject, config: Config) -> dict:
         found["counterfactuals"] = examine_counterfactuals(subject, played["expert"], bank, rng, n=200)
         found["ambiguity"] = examine_ambiguity(subject, played["expert"], bank)
         bar.update()
-        found["perturbed"] = examine_perturbed(subject, 3, config.seed, bar)
+        found["perturbed"] = examine_perturbed(subject, 3, seed, bar)
     found["labels"] = [asdict(label) for label in failure_labels(subject, found)]
     return found
 
@@ -678,20 +681,46 @@ def show(found: dict, console: Console) -> None:
     console.print(verdict(found), highlight=False)
 
 
-def main(config: Config) -> None:
-    torch.set_num_threads(1)
-    subject = load_subject(config.run)
-    found = {
-        "run": str(config.run),
-        "result": {k: subject.result[k] for k in ("method", "variant", "panel", "env", "seed")},
-    }
-    found |= examine(subject, config)
-    with irl.replacing(config.run / "diagnosis.json") as temporary:
+def overview(all_found: list[dict]) -> str:
+    """A row a run: what it returned, how its reward ranks and how far it is from the true one, its failures."""
+    rows = []
+    for found in all_found:
+        ranks = {name: f"{x['segments_spearman']:.2f}" for name, x in found["ranking"]["scores"].items()}
+        labels = ", ".join(label["name"] for label in found["labels"] if label["applies"])
+        run = found["result"]
+        rows.append([
+            f"{run['method']} {run['env']}", f"{run['normalized_return']:.2f}", ranks["learned"], ranks["untrained"],
+            f"{found['distance']['mixed']['learned']['distance']:.2f}", f"{found['steps']['expert_above_own']:.2f}",
+            labels or "none",
+        ])  # fmt: skip
+    header = ["run", "policy, normalised", "ranking", "untrained's", "distance", "expert above own", "failures"]
+    return markdown_table(header, rows)
+
+
+def diagnose(folder: Path, seed: int) -> dict:
+    """Examines a run and writes what was found into its folder."""
+    subject = load_subject(folder)
+    keys = ("method", "variant", "panel", "env", "seed", "normalized_return", "git_commit")
+    found = {"run": str(folder), "result": {key: subject.result[key] for key in keys}} | examine(subject, seed)
+    with irl.replacing(folder / "diagnosis.json") as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
-    with irl.replacing(config.run / "diagnosis.md") as temporary:
+    with irl.replacing(folder / "diagnosis.md") as temporary:
         temporary.write_text(markdown(found))
-    draw(found, config.run)
-    show(found, Console())
+    draw(found, folder)
+    return found
+
+
+def main(config: Config) -> None:
+    if not config.runs:
+        raise irl.UserError("diagnose.py: expected the folder of a finished run")
+    torch.set_num_threads(1)
+    all_found = []
+    for folder in config.runs:
+        all_found.append(diagnose(folder, config.seed))
+        show(all_found[-1], Console())
+    if config.table:
+        with irl.replacing(config.table) as temporary:
+            temporary.write_text(overview(all_found))
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 import custom_irl as irl
 from baselines.airl import AIRLReward
+from baselines.bc import NoReward
 from baselines.constant import ConstantReward
 from baselines.gail import GAILDiscriminator
 
 REWARDS = {
     "custom": irl.RewardNetwork, "gail": GAILDiscriminator, "airl": AIRLReward,
-    "constant": ConstantReward, "untrained": AIRLReward,
+    "bc": NoReward, "constant": ConstantReward, "untrained": AIRLReward,
 }  # fmt: skip
 
 # hyperparams/ppo.yml of rl-zoo3 for the -v3 environments, whose -v4 differ in MuJoCo's bindings alone.

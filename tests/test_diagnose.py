@@ -174,7 +174,7 @@ def test_a_planted_hack_is_caught():
 def test_the_command_leaves_its_files(tiny_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run[0], folder)
-    done = command("diagnose.py", folder)
+    done = command("diagnose.py", folder, "--table", tmp_path / "table.md")
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "diagnosis.json").read_text())
     assert {"steps", "ranking", "distance", "counterfactuals", "ambiguity", "perturbed", "labels"} <= set(found)
@@ -183,6 +183,8 @@ def test_the_command_leaves_its_files(tiny_run, tmp_path):
         assert f"| {label['name']} | " in text
     assert f"{found['ranking']['scores']['learned']['segments_spearman']:.2f}" in text
     assert len(list(folder.glob("diagnosis-*.png"))) == 5
+    row = (tmp_path / "table.md").read_text().splitlines()[-1]
+    assert row.startswith("| custom Hopper-v4 |") and all(x["name"] in row for x in found["labels"] if x["applies"])
     assert (done.stderr == "") and diagnose.verdict(found).split(":")[0] in " ".join(done.stdout.split())
 
 
