@@ -139,6 +139,11 @@ def state_of(env: gym.Env) -> tuple[np.ndarray, np.ndarray]:
     return data.qpos.copy(), data.qvel.copy()
 
 
+def env_obs(env: gym.Env, state) -> np.ndarray:
+    env.unwrapped.set_state(*state)
+    return env.unwrapped._get_obs()
+
+
 def step_from(env: gym.Env, state: tuple[np.ndarray, np.ndarray], action: np.ndarray):
     """One step from a stored MuJoCo state: next_obs, true reward, terminated."""
     env.unwrapped.set_state(*state)
@@ -158,6 +163,20 @@ def play(env: gym.Env, act: Callable, n: int, seed: int) -> Steps:
         obs = env.reset()[0] if terminated or truncated else next_obs
     obs, acts, next_obs, rewards, ended = (np.array(column) for column in zip(*rows))
     return Steps(obs, acts, next_obs, rewards, ended, states)
+
+
+def play_from(env: gym.Env, state, first_obs: np.ndarray, choose: Callable, n: int) -> Steps:
+    """At most `n` steps from a stored state under `choose(t, obs)`."""
+    env.unwrapped.set_state(*state)
+    rows, obs = [], first_obs
+    for t in range(n):
+        action = choose(t, obs)
+        next_obs, reward, terminated, _, _ = env.unwrapped.step(action)
+        rows.append((obs, action, next_obs, reward, terminated))
+        obs = next_obs
+        if terminated:
+            break
+    return Steps(*(np.array(column) for column in zip(*rows)), [])
 
 
 def behaviours(subject: Subject, n: int, seed: int) -> dict[str, Steps]:
@@ -192,7 +211,7 @@ def read_bank(env_id: str) -> list[Steps]:
 
 
 def examine_steps(subject: Subject, played: dict[str, Steps]) -> dict:
-    """Mean reward a step of each behaviour, under each reward and the true one; scaled so that expert - random = 1."""
+    """Mean reward a step of each behaviour, under each reward and the true one."""
     table = {
         name: {who: float(steps.pay(r).mean()) for who, steps in played.items()} for name, r in subject.rewards.items()
     }
@@ -204,8 +223,8 @@ def examine_steps(subject: Subject, played: dict[str, Steps]) -> dict:
 # ---------------------------------------------------------------------------------------------------------- 2 ranking
 
 
-def segments(episodes: list[Steps], values: list[np.ndarray]) -> np.ndarray:
-    """Sums of `values` over the consecutive SEGMENT-step pieces of every episode."""
+def segments(values: list[np.ndarray]) -> np.ndarray:
+    """Sums over the consecutive SEGMENT-step pieces of every episode, of which `values` holds a number a step."""
     return np.array([
         part.sum() for v in values for part in np.split(v, range(SEGMENT, len(v), SEGMENT)) if len(part) == SEGMENT
     ])  # fmt: skip
@@ -235,11 +254,13 @@ def correlation(f: Callable, x: np.ndarray, y: np.ndarray) -> float:
 def examine_ranking(subject: Subject, bank: list[Steps], rng: np.random.Generator) -> dict:
     lengths = np.array([len(e) for e in bank])
     true = np.array([e.rewards.sum() for e in bank])
-    true_segments = segments(bank, [e.rewards for e in bank])
-    scores = {}
+    true_segments = segments([e.rewards for e in bank])
+    scores, points = {}, {"true": true_segments.tolist()}
     for name, reward in subject.rewards.items():
         paid = [e.pay(reward) for e in bank]
-        returns, pieces = np.array([p.sum() for p in paid]), segments(bank, paid)
+        returns, pieces = np.array([p.sum() for p in paid]), segments(paid)
+        if name == "learned":
+            points[name] = pieces.tolist()
         scores[name] = {
             "episodes_spearman": correlation(spearmanr, returns, true),
             "episodes_kendall": correlation(kendalltau, returns, true),
@@ -248,8 +269,6 @@ def examine_ranking(subject: Subject, bank: list[Steps], rng: np.random.Generato
             "segments_kendall": correlation(kendalltau, pieces, true_segments),
             "segments_preference": preference_accuracy(pieces, true_segments, rng),
         }
-    learned = segments(bank, [e.pay(subject.learned) for e in bank])
-    points = {"true": true_segments.tolist(), "learned": learned.tolist()}
     return {"scores": scores, "episodes": len(bank), "segments": len(true_segments), "points": points}
 
 
@@ -263,20 +282,11 @@ def random_values(
     values = {name: np.zeros(len(states)) for name in [*rewards, "true"]}
     space = env.action_space
     for i, state in enumerate(states):
-        env.unwrapped.set_state(*state)
-        obs, rows = env.unwrapped._get_obs(), []
-        for _ in range(horizon):
-            action = rng.uniform(space.low, space.high)
-            next_obs, reward, terminated, _, _ = env.unwrapped.step(action)
-            rows.append((obs, action, next_obs, reward))
-            obs = next_obs
-            if terminated:
-                break
-        obs_, acts, next_obs_, true = (np.array(column) for column in zip(*rows))
-        discount = GAMMA ** np.arange(len(rows))
-        values["true"][i] = discount @ true
+        steps = play_from(env, state, env_obs(env, state), lambda t, obs: rng.uniform(space.low, space.high), horizon)
+        discount = GAMMA ** np.arange(len(steps))
+        values["true"][i] = discount @ steps.rewards
         for name, reward in rewards.items():
-            values[name][i] = discount @ reward(obs_, acts, next_obs_)
+            values[name][i] = discount @ steps.pay(reward)
     return values
 
 
@@ -305,9 +315,9 @@ def examine_distance(subject: Subject, played: dict[str, Steps], rng: np.random.
         for name in names:
             steps = played[name]
             for t in rng.choice(len(steps) - 1, n // len(names), replace=False):
+                obs = env_obs(env, steps.states[t])
                 next_obs, reward, terminated = step_from(env, steps.states[t], steps.acts[t])
-                rows.append((env_obs(env, steps.states[t]), steps.acts[t], next_obs, reward))
-                step_from(env, steps.states[t], steps.acts[t])
+                rows.append((obs, steps.acts[t], next_obs, reward))
                 before.append(steps.states[t]), after.append(state_of(env)), alive.append(not terminated)
         obs, acts, next_obs, true = (np.array(column) for column in zip(*rows))
         v, next_v = (random_values(env, states, subject.rewards, rng) for states in (before, after))
@@ -326,31 +336,12 @@ def examine_distance(subject: Subject, played: dict[str, Steps], rng: np.random.
     return distances
 
 
-def env_obs(env: gym.Env, state) -> np.ndarray:
-    env.unwrapped.set_state(*state)
-    return env.unwrapped._get_obs()
-
-
 # --------------------------------------------------------------------------------------------------- 4 counterfactuals
 
 
 def prefers(real: np.ndarray, other: np.ndarray) -> float:
     """How often the real one is paid more; ties count half."""
     return float((0.5 + 0.5 * np.sign(real - other)).mean())
-
-
-def play_from(env: gym.Env, state, first_obs: np.ndarray, choose: Callable, n: int) -> Steps:
-    """At most `n` steps from a stored state under `choose(t, obs)`."""
-    env.unwrapped.set_state(*state)
-    rows, obs = [], first_obs
-    for t in range(n):
-        action = choose(t, obs)
-        next_obs, reward, terminated, _, _ = env.unwrapped.step(action)
-        rows.append((obs, action, next_obs, reward, terminated))
-        obs = next_obs
-        if terminated:
-            break
-    return Steps(*(np.array(column) for column in zip(*rows)), [])
 
 
 def examine_counterfactuals(
@@ -421,8 +412,8 @@ def examine_ambiguity(subject: Subject, expert_steps: Steps, bank: list[Steps]) 
     def jerk(steps: Steps) -> np.ndarray:
         return -np.square(np.diff(steps.acts, axis=0, prepend=steps.acts[:1])).sum(1)
 
-    progress, smooth = segments(every, [s.rewards for s in every]), segments(every, [jerk(s) for s in every])
-    learned = segments(every, [s.pay(subject.learned) for s in every])
+    progress, smooth = segments([s.rewards for s in every]), segments([jerk(s) for s in every])
+    learned = segments([s.pay(subject.learned) for s in every])
     n_expert = len(expert_steps) // SEGMENT
     z = [(x - x.mean()) / (x.std() + 1e-9) for x in (progress, smooth)]
     a, b = 0.9 * z[0] + 0.1 * z[1], 0.6 * z[0] + 0.4 * z[1]
@@ -454,12 +445,12 @@ def perturb(env: gym.Env, what: str, factor: float) -> None:
         model.actuator_gear[:] *= factor
 
 
-def examine_perturbed(subject: Subject, episodes: int, seed: int, bar: tqdm) -> dict:
+def examine_perturbed(subject: Subject, bank: list[Steps], episodes: int, seed: int, bar: tqdm) -> dict:
     """Mean true return of the trained policy where the world differs from the one it was trained in."""
     worlds = [("as trained", 1.0)]
     worlds += [(w, f) for w in ("body mass", "friction", "gravity", "actuator gain") for f in (0.7, 0.85, 1.15, 1.3)]
     worlds += [("observation noise", 0.05), ("action delay", 1.0)]
-    expert_std = np.concatenate([e.obs for e in read_bank(subject.env_id)]).std(0)
+    obs_std = np.concatenate([e.obs for e in bank]).std(0)
     returns = {}
     for what, amount in worlds:
         env, rng, totals = irl.make_env(subject.env_id), np.random.default_rng(seed), []
@@ -468,7 +459,7 @@ def examine_perturbed(subject: Subject, episodes: int, seed: int, bar: tqdm) -> 
             obs, _ = env.reset(seed=reset_seed)
             total, done, late = 0.0, False, np.zeros(env.action_space.shape)
             while not done:
-                seen = obs + rng.normal(0, amount, obs.shape) * expert_std if what == "observation noise" else obs
+                seen = obs + rng.normal(0, amount, obs.shape) * obs_std if what == "observation noise" else obs
                 action = subject.act(seen)
                 now, late = (late, action) if what == "action delay" else (action, action)
                 obs, reward, terminated, truncated, _ = env.step(now)
@@ -582,7 +573,7 @@ def examine(subject: Subject, seed: int) -> dict:
         found["counterfactuals"] = examine_counterfactuals(subject, played["expert"], bank, rng, n=200)
         found["ambiguity"] = examine_ambiguity(subject, played["expert"], bank)
         bar.update()
-        found["perturbed"] = examine_perturbed(subject, 3, seed, bar)
+        found["perturbed"] = examine_perturbed(subject, bank, 3, seed, bar)
     found["labels"] = [asdict(label) for label in failure_labels(subject, found)]
     return found
 
