@@ -335,11 +335,12 @@ class RewardNetwork(nn.Module):
     A critic scores transitions, p(s) is the probability that reaching s ends an episode. Two rewards are read from
     them; both increase in the score, so they agree on what is better.
 
-    forward          The reward that is left when training ends. g is the score on a scale from 0, the better of random
-                     and still behaviour, to 1, the expert. Phi = (1 - p) c: dying costs c, a time limit nothing.
-    training_reward  What PPO gets. g is a sigmoid of the score, 0.12 at the policy's average of late and 0.88 at the
-                     expert's: a slope where the policy is now, and flat anywhere else. Phi = (1 - p) V, with V the
-                     value of that g: the reward is then the advantage, whose mean is 0 in every state.
+    forward          The reward that is left when training ends. g is linear in the score: 1 at the better of random
+                     and still behaviour, 3 at the expert's, and never below 0, so that it is worth something to be
+                     alive. Phi = (1 - p) c: dying costs c, a time limit nothing.
+    training_reward  What the policy gets meanwhile. g is a sigmoid of the score, 0.05 at the policy's average of late
+                     and 0.95 at the expert's: a slope where the policy is now, and flat anywhere else. Phi = (1 - p) V,
+                     with V the value of that g: the reward is then the advantage, whose mean is 0 in every state.
 
     Either way a terminal state has potential 0 although no `done` is passed. The benchmark subtracts the mean of the
     rewards, which would wipe out the incentive to survive; this brings it back.
@@ -387,14 +388,14 @@ class RewardNetwork(nn.Module):
         return torch.sigmoid(-self.end_logit(self.normalize(state)).squeeze(-1) - self.end_log_odds)
 
     def g(self, state, action, next_state):
-        return self.score(state, action, next_state, self.unskilled_score).clamp(-1, 1.5)
+        return 1 + 2 * self.score(state, action, next_state, self.unskilled_score).clamp(-0.5, 1.5)
 
     def forward(self, state, action, next_state):
         shaping = self.gamma * self.c * self.alive(next_state) - self.c * self.alive(state)
         return self.g(state, action, next_state) + shaping
 
     def training_g(self, state, action, next_state):
-        return torch.sigmoid(4 * self.score(state, action, next_state, self.policy_score) - 2)
+        return torch.sigmoid(6 * self.score(state, action, next_state, self.policy_score) - 3)
 
     def training_potential(self, state):
         return self.alive(state) * self.value_scale * self.value(self.normalize(state)).squeeze(-1)
@@ -405,14 +406,15 @@ class RewardNetwork(nn.Module):
 
 
 class IRLAlgorithm:
-    """Adversarial IRL: a Wasserstein critic, a value potential, and a cloned start where the policy may be touched.
-
-    The clone is *watched* for some rounds. If the critic can't tell it from the expert and it does not fall, it is
-    *kept*. Otherwise PPO *improves* a smaller clone, or starts from scratch if that one falls within moments.
+    """Adversarial IRL: a Wasserstein critic, a value potential and, where the policy may be touched, a clone of the
+    expert that then climbs the learned reward by small regressions of its own (`climb`), beside a PPO that rests.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
     clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of the first rollouts
+    watch_rounds = 5  # rollouts of the finished clone before it climbs: V has to be that of the clone
+    climb_steps = 100  # gradient steps of the policy after each of the other rollouts
+    climb_logstd = -1.5  # at first; what is learned under noise does not fall without it
     value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5
     sample_per_round = 256
@@ -428,11 +430,11 @@ class IRLAlgorithm:
         self.samples = []  # `sample_per_round` transitions of every rollout there was
         self.endings = self.others = torch.empty(0, obs_dim, device=device)  # next states, of all rollouts
         self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
-        self.stage, self.anchored, self.watched = "improve", False, {}  # without set_policy PPO is on its own
+        self.policy = None  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
-            if self.stage != "improve":  # PPO's critic is 0 as well, and so is then its gradient, exactly
+            if self.policy is not None:  # PPO's critic is 0 as well, and so is then its gradient, exactly
                 return torch.zeros(len(obs), device=self.device)
             return self.reward_net.training_reward(obs, acts, next_obs)
 
@@ -444,8 +446,9 @@ class IRLAlgorithm:
             rows = self.random_rows(len(policy_obs), self.sample_per_round)
             self.samples.append([x[rows] for x in rollout])
             self.remember_endings(policy_next_obs, policy_dones.flatten() > 0.5)
-            self.fit_value(*rollout)
-            self.guide_policy()
+            advantages = self.fit_value(*rollout)
+            if self.policy is not None:
+                self.guide_policy(policy_obs, policy_acts, advantages)
         self.calls += 1
         for _ in range(self.steps):
             report = {**self.critic_step(), **self.end_step()}
@@ -453,7 +456,7 @@ class IRLAlgorithm:
         net.unskilled_score.copy_(self.unskilled())
         with torch.no_grad():
             report |= {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
-        return {**report, **self.watched}
+        return report
 
     def unskilled(self):
         """The better mean score of the first two rollouts: scratch, and either still or scratch again."""
@@ -523,7 +526,10 @@ class IRLAlgorithm:
         return {"end_loss": loss.item()}
 
     def fit_value(self, obs, acts, next_obs):
+        """Fits V to the lambda-returns of g; returns by how much they exceeded it before: the advantages of `acts`."""
         net, targets = self.reward_net, self.value_targets(obs, acts, next_obs)
+        with torch.no_grad():
+            advantages = targets - net.training_potential(obs)
         for _ in range(self.value_steps):
             rows = self.random_rows(len(obs), self.args.irl_batch_size)
             value = net.value_scale * net.value(net.normalize(obs[rows])).squeeze(-1)
@@ -531,6 +537,7 @@ class IRLAlgorithm:
             self.value_optimizer.zero_grad()
             loss.backward()
             self.value_optimizer.step()
+        return advantages
 
     def value_targets(self, obs, acts, next_obs):
         """Lambda-returns of g. A transition's successor is the one whose obs is this one's next_obs, found by sorting
@@ -552,81 +559,59 @@ class IRLAlgorithm:
 
     # ------------------------------------------------------------------------------------------------------- policy
     def set_policy(self, policy, optimizer):
-        self.policy, self.ppo_optimizer, self.stage = policy, optimizer, "clone"
-        net = self.reward_net
+        self.policy, self.ppo_optimizer, net = policy, optimizer, self.reward_net
+        first = policy.actor_mean[0]
         with torch.no_grad():
-            for first in (policy.actor_mean[0], policy.critic[0]):  # the loop does not normalise observations
-                first.weight /= net.obs_std
-                first.bias -= first.weight @ net.obs_mean
+            first.weight /= net.obs_std  # the loop does not normalise observations
+            first.bias -= first.weight @ net.obs_mean
             policy.critic[-1].weight.zero_(), policy.critic[-1].bias.zero_()  # see compute_reward
-        self.scratch = self.cloned = self.get_actor()
-        self.cloning = optim.Adam(policy.actor_mean.parameters(), fused=True)
+        self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
+        self.clone = self.get_actor()
 
-    def guide_policy(self):
-        """Prepares the policy of the next rollout. Until PPO takes over, rollouts of all kinds teach the critic: one
-        that saw nothing but good behaviour would not know the bad one.
+    def guide_policy(self, obs, acts, advantages):
+        """Prepares the policy of the next rollout. The first rollouts are of all kinds, to teach the critic: one that
+        saw nothing but good behaviour would not know the bad one.
         """
-        if self.stage == "clone":
-            self.set_actor(self.cloned, logstd=-float(self.round % 4))
-            self.clone(self.clone_steps, lr=1e-3 * (1 + np.cos(np.pi * self.round / self.clone_rounds)))
-            self.cloned = self.get_actor()
+        if self.round <= self.clone_rounds:
+            self.set_actor(self.clone, logstd=-float(self.round % 4))
+            lr = 1e-3 * (1 + np.cos(np.pi * self.round / self.clone_rounds))
+            self.fit_policy(self.clone_steps, lr)
+            self.clone = self.get_actor()
             if self.round == 1:  # one rollout of standing still
-                self.set_actor([*self.cloned[:-2], *(torch.zeros_like(x) for x in self.cloned[-2:])], logstd=-2.0)
-            if self.round == self.clone_rounds:
-                self.stage = "watch"
-        elif self.stage == "watch":
-            self.set_actor(self.cloned, logstd=-4.0)
-            if self.round == self.clone_rounds + 8:
-                z, falls = self.watch()
-                self.stage = "keep" if z > 0.85 and falls < 0.003 else "improve"
-                if self.stage == "improve":
-                    self.set_actor(self.scratch, logstd=0.0)
-                    self.ppo_optimizer.state.clear()  # 0 so far, which its next steps would take for a scale
-                    if falls < 0.006:
-                        self.start_from_small_clone(width=64)
-        elif self.stage == "keep":
-            self.set_actor(self.cloned, logstd=-4.0)
-            self.clone(80, lr=self.ppo_optimizer.param_groups[0]["lr"])
-            self.cloned = self.get_actor()
-            if self.round % 4 == 1:
-                self.set_actor(self.cloned, logstd=0.0)
-        elif self.anchored:
-            self.clone(20, lr=self.ppo_optimizer.param_groups[0]["lr"])  # stay the expert where the expert goes
+                self.set_actor([*self.clone[:-2], *(torch.zeros_like(x) for x in self.clone[-2:])], logstd=-2.0)
+        elif self.round <= self.clone_rounds + self.watch_rounds:
+            self.set_actor(self.clone, logstd=self.climb_logstd)
+        else:
+            self.climb(obs, acts, advantages)
             with torch.no_grad():
-                self.policy.actor_logstd.sub_(0.003).clamp_(min=-3.0)
+                self.policy.actor_logstd.sub_(0.005).clamp_(min=-2.5)
 
-    def watch(self):
-        """Of the last three rollouts: the mean score from 0, unskilled, to 1, the expert; falls a step."""
-        net = self.reward_net
-        rollouts = [torch.cat(x) for x in zip(*self.replay[-3:])]
-        with torch.no_grad():
-            z = net.score(*rollouts, zero=self.unskilled()).mean().item()
-            falls = 1 - net.alive(rollouts[2]).mean().item()
-        self.watched = {"watched_score": z, "watched_falls": falls}
-        return z, falls
+    def climb(self, obs, acts, advantages):
+        """Moves the mean towards the actions that turned out better than expected and away from the others, half of
+        the way at an advantage of one standard deviation, and stays the expert where the expert goes.
 
-    def start_from_small_clone(self, width):
-        """A clone in `width` units of each hidden layer. The others have no weight in or out and so never a gradient:
-        with all 256 one PPO update moves a clone a hundred times too far (KL 7 to 13; with 64 units 0.07).
+        PPO would move it too: at its learning rate, a policy of 256 units with so little noise by a KL of 7 to 13 in
+        one update, here by 0.1 at most. This is policy iteration by regression, as in MPO (arXiv 1806.06920) and AWR
+        (1910.00177), but with the sign of the advantage: what was worse than expected pushes.
         """
-        self.set_actor(self.scratch, logstd=-1.0)
-        first, second, last = (layer for layer in self.policy.actor_mean if isinstance(layer, nn.Linear))
         with torch.no_grad():
-            first.weight[width:], first.bias[width:], last.weight[:, width:] = 0, 0, 0
-            second.weight.zero_()
-            nn.init.orthogonal_(second.weight[:width, :width], 2**0.5)
-        self.cloning, self.anchored = optim.Adam(self.policy.actor_mean.parameters(), fused=True), True
-        for k in range(20):
-            self.clone(self.clone_steps * 2 // 5, lr=1e-3 * (1 + np.cos(np.pi * k / 20)))
+            mean = self.policy.actor_mean(obs)
+            weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
+            targets = mean + 0.5 * weights[:, None] * (acts - mean)
+        self.fit_policy(self.climb_steps, 2 * self.ppo_optimizer.param_groups[0]["lr"], obs, targets)
 
-    def clone(self, steps, lr):
-        self.cloning.param_groups[0]["lr"] = lr
+    def fit_policy(self, steps, lr, obs=None, targets=None):
+        """Regresses the mean action on the expert's actions and, if given, on `targets` (n, action_dim) at `obs`."""
+        self.optimizer.param_groups[0]["lr"] = lr
+        sources = [(self.expert["obs"], self.expert["acts"])] + ([] if obs is None else [(obs, targets)])
+        size = self.args.irl_batch_size // len(sources)
         for _ in range(steps):
-            rows = self.random_rows(len(self.expert["obs"]), self.args.irl_batch_size)
-            errors = self.policy.actor_mean(self.expert["obs"][rows]) - self.expert["acts"][rows]
-            self.cloning.zero_grad()
-            errors.square().sum(1).mean().backward()
-            self.cloning.step()
+            rows = [self.random_rows(len(inputs), size) for inputs, _ in sources]
+            inputs, outputs = (torch.cat([x[r] for x, r in zip(xs, rows)]) for xs in zip(*sources))
+            self.optimizer.zero_grad()
+            errors = self.policy.actor_mean(inputs) - outputs
+            (errors.square().sum() / size).backward()
+            self.optimizer.step()
 
     def get_actor(self):
         return [p.detach().clone() for p in self.policy.actor_mean.parameters()]
