@@ -1,9 +1,10 @@
 """Is the reward real?  Examines the reward a run ended with, and the policy trained on it.
 
-    python diagnose.py results/custom/Hopper-v4/seed42
-    python diagnose.py results/*/Hopper-v4/seed42 --table rewards.md    # one after the other, and a table of them
+    python diagnose.py results/custom/Hopper-v4/seed42           # with fresh policies trained on it: some 20 minutes
+    python diagnose.py results/custom/Hopper-v4/seed42 --fast    # without: under a minute
+    python diagnose.py results/*/Hopper-v4/seed42 --fast --table rewards.md    # one after the other, a table of them
 
-Five examinations, each beside controls that show what "nothing learned" scores; then failure labels and a verdict.
+Six examinations, each beside controls that show what "nothing learned" scores; then failure labels and a verdict.
 Written to RUN_DIR: diagnosis.json, diagnosis.md and a figure for each. The environment's true reward is used here, for
 evaluation alone.
 """
@@ -11,8 +12,11 @@ evaluation alone.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +25,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn as nn
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +33,8 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 from tqdm import tqdm
 
 import custom_irl as irl
-from benchmark.retrain import REWARDS
+from benchmark.retrain import REWARDS, ZOO
+from benchmark.retrain import train as train_sb3
 from demos.generate import Expert
 from report import markdown_table
 
@@ -49,6 +55,14 @@ class Config:
     """file for a table with a row a run"""
     seed: int = 0
     """seed of the examination"""
+    fast: bool = False
+    """leave out retraining"""
+    retrain_steps: int = 200_000
+    """environment steps of each fresh policy"""
+    retrain_perturbed: bool = False
+    """also train fresh policies on the reward in perturbed worlds, to compare with taking the old policy there"""
+    jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """fresh policies trained at once"""
 
 
 @dataclass(frozen=True)
@@ -371,19 +385,32 @@ def examine_counterfactuals(
 
         return choose
 
-    alternatives = {
-        "noise 0.5": noisy, "negated": lambda t: lambda k, obs: -act(obs), "delayed a step": delayed,
-        "half as strong": lambda t: lambda k, obs: 0.5 * act(obs), "nothing": lambda t: lambda k, obs: 0 * act(obs),
-    }  # fmt: skip
-    rates = {}
-    for name, make in {"real": lambda t: lambda k, obs: act(obs), **alternatives}.items():
-        played = [play_from(env, expert_steps.states[t], expert_steps.obs[t], make(t), length) for t in starts]
-        sums = {r: np.array([steps.pay(f).sum() for steps in played]) for r, f in subject.rewards.items()}
-        sums["true"] = np.array([steps.rewards.sum() for steps in played])
-        if name == "real":
-            real = sums
-        else:
-            rates[name] = {r: prefers(real[r], sums[r]) for r in sums}
+    def as_played(t: int) -> tuple:
+        return expert_steps.states[t]
+
+    def slowed(t: int) -> tuple:
+        qpos, qvel = expert_steps.states[t]
+        return qpos, 0.5 * qvel
+
+    def as_the_expert(t: int) -> Callable:
+        return lambda k, obs: act(obs)
+
+    alternatives = {  # where it starts, what it does
+        "real": (as_played, as_the_expert),
+        "at half the speed": (slowed, as_the_expert),
+        "noise 0.5": (as_played, noisy),
+        "negated": (as_played, lambda t: lambda k, obs: -act(obs)),
+        "delayed a step": (as_played, delayed),
+        "half as strong": (as_played, lambda t: lambda k, obs: 0.5 * act(obs)),
+        "nothing": (as_played, lambda t: lambda k, obs: 0 * act(obs)),
+    }
+    sums = {}
+    for name, (start, make) in alternatives.items():
+        played = [play_from(env, start(t), env_obs(env, start(t)), make(t), length) for t in starts]
+        sums[name] = {r: np.array([steps.pay(f).sum() for steps in played]) for r, f in subject.rewards.items()}
+        sums[name]["true"] = np.array([steps.rewards.sum() for steps in played])
+    real = sums.pop("real")
+    rates = {name: {r: prefers(real[r], other[r]) for r in other} for name, other in sums.items()}
     e = expert_steps
     falls = [episode for episode in bank if len(episode) < 1000]
     unreal = {
@@ -445,32 +472,123 @@ def perturb(env: gym.Env, what: str, factor: float) -> None:
         model.actuator_gear[:] *= factor
 
 
+WORLDS = (
+    ("as trained", 1.0),
+    *((what, by) for what in ("body mass", "friction", "gravity", "actuator gain") for by in (0.7, 0.85, 1.15, 1.3)),
+    ("observation noise", 0.05),
+    ("action delay", 1.0),
+)
+
+
+def world_name(what: str, amount: float) -> str:
+    return what if amount == 1.0 else f"{what} {amount:g}"
+
+
+def mean_return(env: gym.Env, act: Callable, episodes: int, seed: int, obs_noise=0.0, delay: bool = False) -> float:
+    """Mean true return of a policy that sees `obs_noise` (obs_dim,) too much, and acts a step late with `delay`."""
+    rng, totals = np.random.default_rng(seed), []
+    for reset_seed in irl.seeds_for(seed, purpose=2, n=episodes):
+        obs, _ = env.reset(seed=reset_seed)
+        total, done, late = 0.0, False, np.zeros(env.action_space.shape)
+        while not done:
+            action = act(obs + rng.normal(0, 1, obs.shape) * obs_noise)
+            now, late = (late, action) if delay else (action, action)
+            obs, reward, terminated, truncated, _ = env.step(now)
+            total, done = total + float(reward), terminated or truncated
+        totals.append(total)
+    return float(np.mean(totals))
+
+
 def examine_perturbed(subject: Subject, bank: list[Steps], episodes: int, seed: int, bar: tqdm) -> dict:
     """Mean true return of the trained policy where the world differs from the one it was trained in."""
-    worlds = [("as trained", 1.0)]
-    worlds += [(w, f) for w in ("body mass", "friction", "gravity", "actuator gain") for f in (0.7, 0.85, 1.15, 1.3)]
-    worlds += [("observation noise", 0.05), ("action delay", 1.0)]
-    obs_std = np.concatenate([e.obs for e in bank]).std(0)
-    returns = {}
-    for what, amount in worlds:
-        env, rng, totals = irl.make_env(subject.env_id), np.random.default_rng(seed), []
+    obs_std, returns = np.concatenate([e.obs for e in bank]).std(0), {}
+    for what, amount in WORLDS:
+        env = irl.make_env(subject.env_id)
         perturb(env, what, amount)
-        for reset_seed in irl.seeds_for(seed, purpose=2, n=episodes):
-            obs, _ = env.reset(seed=reset_seed)
-            total, done, late = 0.0, False, np.zeros(env.action_space.shape)
-            while not done:
-                seen = obs + rng.normal(0, amount, obs.shape) * obs_std if what == "observation noise" else obs
-                action = subject.act(seen)
-                now, late = (late, action) if what == "action delay" else (action, action)
-                obs, reward, terminated, truncated, _ = env.step(now)
-                total, done = total + float(reward), terminated or truncated
-            totals.append(total)
-        returns[what if amount == 1.0 else f"{what} {amount:g}"] = float(np.mean(totals))
+        noise = amount * obs_std if what == "observation noise" else 0.0
+        returns[world_name(what, amount)] = mean_return(env, subject.act, episodes, seed, noise, what == "action delay")
         bar.update()
     return {"episodes": episodes, "returns": returns}
 
 
-# ------------------------------------------------------------------------------------------------------------ 6 labels
+# ------------------------------------------------------------------------------------------------------- 6 retraining
+
+
+class Pay(nn.Module):
+    """A Reward as the network that learners ask."""
+
+    def __init__(self, reward: Reward):
+        super().__init__()
+        self.reward = reward
+
+    def forward(self, *transition: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.reward(*(x.numpy() for x in transition)), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """A fresh policy to train: on which of a run's rewards ("true": the environment's), by whom, in which world."""
+
+    folder: Path
+    reward: str
+    learner: str  # "loop", the benchmark's PPO, or "sb3"
+    seed: int
+    steps: int
+    world: tuple[str, float] = ("as trained", 1.0)
+
+
+def retrain(job: Retraining) -> float:
+    """Trains a policy from scratch, without demonstrations; its mean true return over ten episodes."""
+    torch.set_num_threads(1)
+    subject = load_subject(job.folder)
+    torch.manual_seed(job.seed), np.random.seed(job.seed)
+    net = None if job.reward == "true" else Pay(subject.rewards[job.reward])
+    if job.learner == "sb3":
+        policy, _ = train_sb3(subject.env_id, net, job.seed, job.steps, progress=False)
+    else:
+        args = irl.Args(subject.env_id, job.seed, job.steps, true_reward=net is None)
+        envs = irl.VectorEnv(subject.env_id, args.num_envs, job.seed)
+        for env in envs.envs:
+            perturb(env, *job.world)
+        state = irl.start_training(lambda *dims: net, irl.FrozenReward, args, envs, None)
+        for _ in range(args.num_rounds):
+            irl.train_round(state, envs, args)
+        policy = state["policy"]
+    env = irl.make_env(subject.env_id)
+    perturb(env, *job.world)
+    return mean_return(env, policy_action(policy, env.action_space), 10, job.seed)
+
+
+def examine_retraining(subject: Subject, config: Config) -> dict:
+    """Fresh policies (two seeds) on the learned reward, on its parts and on the controls; by two learners.
+
+    Weak learners are not to be mistaken for weak rewards: each is to be compared with itself on the true reward.
+    """
+    seeds, learners = (config.seed + 101, config.seed + 102), ("loop", "sb3") if subject.env_id in ZOO else ("loop",)
+    rewards = {learner: ["learned", "true", "constant", "untrained"] for learner in learners}
+    rewards["loop"] += [name for name in ("g alone", "h alone") if name in subject.rewards]
+    jobs = [
+        Retraining(subject.folder, reward, learner, seed, config.retrain_steps)
+        for learner, names in rewards.items() for reward in names for seed in seeds
+    ]  # fmt: skip
+    if config.retrain_perturbed:
+        worlds = [world for world in WORLDS[1:] if world[0] not in ("observation noise", "action delay")]
+        jobs += [
+            Retraining(subject.folder, "learned", "loop", seeds[0], config.retrain_steps, world) for world in worlds
+        ]
+    spawn = multiprocessing.get_context("spawn")  # a fork would share torch's state
+    with ProcessPoolExecutor(config.jobs, mp_context=spawn) as pool:
+        returns = list(tqdm(pool.map(retrain, jobs), total=len(jobs), desc="retraining", disable=None))
+    found = {"steps": config.retrain_steps, "seeds": seeds, "returns": {}, "perturbed": {}}
+    for job, value in zip(jobs, returns):
+        if job.world == WORLDS[0]:
+            found["returns"].setdefault(job.learner, {}).setdefault(job.reward, []).append(value)
+        else:
+            found["perturbed"][world_name(*job.world)] = value
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ 7 labels
 
 
 def training_trend(metrics: pd.DataFrame, column: str) -> float:
@@ -513,6 +631,15 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
     above, bc = found["steps"]["expert_above_own"], published_bc(result)
     ranks = {name: scores["segments_spearman"] for name, scores in found["ranking"]["scores"].items()}
     control, distance = max(ranks["constant"], ranks["untrained"]), found["distance"]["mixed"]["learned"]["distance"]
+    fresh = {
+        learner: {name: float(np.mean(returns)) for name, returns in by_reward.items()}
+        for learner, by_reward in found.get("retraining", {}).get("returns", {}).items()
+    }
+    survives = bool(fresh) and all(f["learned"] < max(1.1 * f["constant"], f["constant"] + 50) for f in fresh.values())
+    falls_short = all(f["learned"] < f["true"] for f in fresh.values()) if fresh else None
+    told = "; ".join(
+        f"{who}: {f['learned']:.0f}, constant {f['constant']:.0f}, true {f['true']:.0f}" for who, f in fresh.items()
+    )
     return [
         Label(
             "early_termination", "policy optimisation", "half of its episodes end before half of the longest known one",
@@ -542,8 +669,13 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
         ),
         Label(
             "survival_only", "reward", "ranks segments of equal length no better than a constant and an untrained"
-            " network do (Spearman, margin 0.1)",
-            bool(ranks["learned"] < control + 0.1), f"{ranks['learned']:.2f}, best control {control:.2f}",
+            " network do (Spearman, margin 0.1), or trains fresh policies no better than a constant (margin 10 %)",
+            bool(ranks["learned"] < control + 0.1 or survives),
+            f"ranking {ranks['learned']:.2f}, best control {control:.2f}" + (f"; {told}" if survives else ""),
+        ),
+        Label(
+            "fails_retraining", "reward", "fresh policies on it return less than on the true reward, by every learner",
+            falls_short, told or "not retrained",
         ),
         Label(
             "distant_reward", "reward", "without its shaping no nearer to the true reward on mixed behaviour than an"
@@ -560,8 +692,9 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def examine(subject: Subject, seed: int) -> dict:
-    rng, bank = np.random.default_rng(seed), read_bank(subject.env_id)
+def examine(subject: Subject, config: Config) -> dict:
+    seed, bank = config.seed, read_bank(subject.env_id)
+    rng = np.random.default_rng(seed)
     with tqdm(total=23, desc=f"diagnosing {subject.folder}", disable=None) as bar:
         played = behaviours(subject, 3000, seed)
         found = {"steps": examine_steps(subject, played)}
@@ -574,6 +707,8 @@ def examine(subject: Subject, seed: int) -> dict:
         found["ambiguity"] = examine_ambiguity(subject, played["expert"], bank)
         bar.update()
         found["perturbed"] = examine_perturbed(subject, bank, 3, seed, bar)
+    if not config.fast:
+        found["retraining"] = examine_retraining(subject, config)
     found["labels"] = [asdict(label) for label in failure_labels(subject, found)]
     return found
 
@@ -582,14 +717,16 @@ def verdict(found: dict) -> str:
     """One sentence a person can act on."""
     applies = [label for label in found["labels"] if label["applies"]]
     if not applies:
-        return "No failure found: the reward ranks behaviour it never saw. Retraining on it is the test that remains."
+        holds = "No failure found: the reward ranks behaviour it never saw"
+        return f"{holds}, and trains fresh policies." if "retraining" in found else f"{holds}. Next: without --fast."
     stages = ", ".join(dict.fromkeys(label["stage"] for label in applies))
     return f"{', '.join(label['name'] for label in applies)}: look at {stages}."
 
 
 def tables(found: dict) -> dict[str, pd.DataFrame]:
     """What diagnosis.md and the terminal show: title -> numbers, the controls beside the learned reward."""
-    return {
+    retraining = found.get("retraining", {"returns": {}, "perturbed": {}})
+    shown = {
         "Reward a step": pd.DataFrame(found["steps"]["per_step"]).T,
         "Ranking held-out behaviour": pd.DataFrame(found["ranking"]["scores"]).T,
         "Distance to the true reward": pd.DataFrame(
@@ -598,8 +735,17 @@ def tables(found: dict) -> dict[str, pd.DataFrame]:
         "Real against counterfactual: how often the real one is paid more": pd.DataFrame(
             found["counterfactuals"]["real_preferred"]
         ).T,
-        "The policy's true return in perturbed worlds": pd.DataFrame({"return": found["perturbed"]["returns"]}),
+        "The policy's true return in perturbed worlds": pd.DataFrame(
+            {"return": found["perturbed"]["returns"]}
+            | ({"retrained there": retraining["perturbed"]} if retraining["perturbed"] else {})
+        ),
     }
+    if retraining["returns"]:
+        title = f"True return of fresh policies after {retraining['steps']:,} steps on each reward, mean of two seeds"
+        shown[title] = pd.DataFrame(
+            {who: {name: np.mean(x) for name, x in row.items()} for who, row in retraining["returns"].items()}
+        )
+    return shown
 
 
 def markdown(found: dict) -> str:
@@ -682,17 +828,22 @@ def overview(all_found: list[dict]) -> str:
         rows.append([
             f"{run['method']} {run['env']}", f"{run['normalized_return']:.2f}", ranks["learned"], ranks["untrained"],
             f"{found['distance']['mixed']['learned']['distance']:.2f}", f"{found['steps']['expert_above_own']:.2f}",
+            *(" / ".join(f"{np.mean(x[name]):.0f}" for name in ("learned", "true", "constant"))
+              if (x := found.get("retraining", {}).get("returns", {}).get(who)) else "" for who in ("loop", "sb3")),
             labels or "none",
         ])  # fmt: skip
-    header = ["run", "policy, normalised", "ranking", "untrained's", "distance", "expert above own", "failures"]
+    header = [
+        "run", "policy, normalised", "ranking", "untrained's", "distance", "expert above own",
+        "fresh, loop: learned / true / constant", "fresh, sb3", "failures",
+    ]  # fmt: skip
     return markdown_table(header, rows)
 
 
-def diagnose(folder: Path, seed: int) -> dict:
+def diagnose(folder: Path, config: Config) -> dict:
     """Examines a run and writes what was found into its folder."""
     subject = load_subject(folder)
     keys = ("method", "variant", "panel", "env", "seed", "normalized_return", "git_commit")
-    found = {"run": str(folder), "result": {key: subject.result[key] for key in keys}} | examine(subject, seed)
+    found = {"run": str(folder), "result": {key: subject.result[key] for key in keys}} | examine(subject, config)
     with irl.replacing(folder / "diagnosis.json") as temporary:
         temporary.write_text(json.dumps(found, indent=2) + "\n")
     with irl.replacing(folder / "diagnosis.md") as temporary:
@@ -707,7 +858,7 @@ def main(config: Config) -> None:
     torch.set_num_threads(1)
     all_found = []
     for folder in config.runs:
-        all_found.append(diagnose(folder, config.seed))
+        all_found.append(diagnose(folder, config))
         show(all_found[-1], Console())
     if config.table:
         with irl.replacing(config.table) as temporary:

@@ -4,6 +4,7 @@
     python -m benchmark.launch --method gail      # the same for one of baselines/
     python -m benchmark.launch --envs Hopper-v4 --seeds 1 2 --no-policy-access
     python -m benchmark.launch --frozen           # afterwards: fresh policies on the rewards those runs ended with
+    python -m benchmark.launch --diagnose         # and an examination of those rewards
 
 Flags that are not its own go to custom_irl.py.
 """
@@ -50,6 +51,8 @@ class Config:
     """train fresh policies, of the next seed each, on the rewards that the finished runs of this command ended with"""
     learner: Literal["loop", "sb3"] = "loop"
     """what trains on --frozen rewards or the --true-reward: the benchmark's own PPO, or benchmark/retrain.py"""
+    diagnose: bool = False
+    """afterwards examine the rewards those runs ended with (diagnose.py --fast); the table is RESULTS/rewards.md"""
     results: Path = custom_irl.ROOT / "results"
     """folder of all runs and of the report"""
     jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -194,6 +197,12 @@ def run_jobs(jobs: list[Job], n_parallel: int, console: Console) -> None:
             live.stop()
 
 
+def examine(folders: list[Path], table: Path) -> None:
+    """diagnose.py on finished runs; it says itself which it cannot examine."""
+    program = [sys.executable, custom_irl.ROOT / "diagnose.py"]
+    subprocess.run([*program, *folders, "--fast", "--table", table], cwd=custom_irl.ROOT)
+
+
 def main() -> None:
     try:
         config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
@@ -206,6 +215,8 @@ def main() -> None:
         sys.exit(130)
     if any(job.state == "done" for job in jobs):
         report.main(report.Config(results=config.results))
+    if config.diagnose:
+        examine([job.folder for job in jobs if job.state == "done"], config.results / "rewards.md")
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
         print(f"failed: {job.name}: {job.last_words()} (all of it in {job.log})", file=sys.stderr)

@@ -113,7 +113,9 @@ class Returns(BaseCallback):
         return True
 
 
-def train(env_id: str, reward_net: nn.Module | None, seed: int, steps: int) -> tuple[TrainedPolicy, list[dict]]:
+def train(
+    env_id: str, reward_net: nn.Module | None, seed: int, steps: int, progress: bool
+) -> tuple[TrainedPolicy, list[dict]]:
     """A policy trained on `reward_net`, or on the true reward if that is None; and rows for metrics.csv."""
     if env_id not in ZOO:
         raise irl.UserError(f"--env {env_id}: rl-zoo3's settings are here for {', '.join(ZOO)} alone")
@@ -121,7 +123,7 @@ def train(env_id: str, reward_net: nn.Module | None, seed: int, steps: int) -> t
     envs = VecNormalize(LearnedReward(envs, reward_net) if reward_net else envs, gamma=ZOO[env_id]["gamma"])
     ppo = PPO("MlpPolicy", envs, n_steps=512, seed=seed, device="cpu", **ZOO[env_id])
     callback = Returns()
-    ppo.learn(steps, callback=callback, progress_bar=sys.stderr.isatty())
+    ppo.learn(steps, callback=callback, progress_bar=progress)
     return TrainedPolicy(ppo, envs), callback.rows
 
 
@@ -144,7 +146,7 @@ def run(args: irl.Args) -> dict:
         return result
     origin, seconds = irl.provenance(), {}
     with irl.timed(seconds, "training"):
-        policy, rows = train(args.env, reward_net, args.seed, args.num_rounds * args.batch_size)
+        policy, rows = train(args.env, reward_net, args.seed, args.num_rounds * args.batch_size, sys.stderr.isatty())
     irl.write_metrics(folder / "metrics.csv", rows)
     state = {"policy": policy, "reward_net": reward_net, "round": args.num_rounds, "seconds": seconds}
     return irl.write_result(folder, description | origin, args, state, irl.load_card(args.demos_path), 0)

@@ -80,12 +80,13 @@ def test_frozen_rewards_train_policies_of_other_seeds(tiny_run, tmp_path):
     with pytest.raises(irl.UserError, match=r"seed1/checkpoint/reward_net\.pt: no such file"):
         launch.make_jobs(config, flags)
     shutil.copytree(tiny_run[0], trained)
-    words = ("--envs", "Hopper-v4", "--seeds", "1", "--frozen", "--results", tmp_path)
+    words = ("--envs", "Hopper-v4", "--seeds", "1", "--frozen", "--diagnose", "--results", tmp_path)
     done = command("-m", "benchmark.launch", *words, *flags)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "custom-4096-steps-frozen" / "Hopper-v4" / "seed2" / "result.json").read_text())
     assert result["variant"] == "frozen" and result["seed"] == 2
     assert result["frozen_reward"]["sha256"] == irl.sha256(trained / "checkpoint" / "reward_net.pt")
+    assert "| custom Hopper-v4 |" in (tmp_path / "rewards.md").read_text()
 
 
 def test_a_quick_look_is_marked_everywhere(tmp_path, capsys):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import custom_irl as irl
 import diagnose
@@ -156,7 +157,7 @@ def subject_with(learned=(0, 1), true=(0, 1), returned=3000.0, share=0.8, length
 def test_each_failure_is_labelled_and_nothing_else(subject, found, expected):
     labels = diagnose.failure_labels(subject, found)
     assert {label.name for label in labels if label.applies} == expected
-    assert {label.name for label in labels if label.applies is None} == {"worse_than_bc"}  # no published row
+    assert {label.name for label in labels if label.applies is None} == {"worse_than_bc", "fails_retraining"}
 
 
 def test_a_planted_hack_is_caught():
@@ -174,18 +175,61 @@ def test_a_planted_hack_is_caught():
 def test_the_command_leaves_its_files(tiny_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run[0], folder)
-    done = command("diagnose.py", folder, "--table", tmp_path / "table.md")
+    done = command("diagnose.py", folder, "--retrain-steps", "2048", "--table", tmp_path / "table.md")
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "diagnosis.json").read_text())
-    assert {"steps", "ranking", "distance", "counterfactuals", "ambiguity", "perturbed", "labels"} <= set(found)
+    assert {"steps", "ranking", "distance", "counterfactuals", "ambiguity", "perturbed", "retraining", "labels"} <= set(
+        found
+    )
+    fresh = found["retraining"]["returns"]
+    assert set(fresh["loop"]) == {"learned", "true", "constant", "untrained", "g alone", "h alone"}
+    assert set(fresh["sb3"]) == {"learned", "true", "constant", "untrained"}
+    assert all(len(returns) == 2 for row in fresh.values() for returns in row.values())
     text = (folder / "diagnosis.md").read_text()
     for label in found["labels"]:
         assert f"| {label['name']} | " in text
     assert f"{found['ranking']['scores']['learned']['segments_spearman']:.2f}" in text
-    assert len(list(folder.glob("diagnosis-*.png"))) == 5
+    assert len(list(folder.glob("diagnosis-*.png"))) == 6
     row = (tmp_path / "table.md").read_text().splitlines()[-1]
     assert row.startswith("| custom Hopper-v4 |") and all(x["name"] in row for x in found["labels"] if x["applies"])
     assert (done.stderr == "") and diagnose.verdict(found).split(":")[0] in " ".join(done.stdout.split())
+
+
+def test_a_constant_reward_is_called_survival_only(tmp_path):
+    run = ("-m", "baselines.constant", "--env", "Hopper-v4", "--total-timesteps", "2048", "--out", tmp_path / "run")
+    assert command(*run).returncode == 0
+    done = command("diagnose.py", tmp_path / "run", "--fast")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "diagnosis.json").read_text())
+    assert "survival_only" in [label["name"] for label in found["labels"] if label["applies"]]
+    assert "retraining" not in found and "survival_only" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("learned", "expected"),
+    [(1000, {"survival_only", "fails_retraining"}), (2000, {"fails_retraining"}), (3000, set())],
+)
+def test_what_retraining_says_of_a_reward(learned, expected):
+    """By both learners: constant 1000, true 2500."""
+    returns = {"learned": [learned, learned], "constant": [900, 1100], "true": [2400, 2600]}
+    found = {**found_with(learned=0.8), "retraining": {"returns": {"loop": returns, "sb3": returns}}}
+    labels = diagnose.failure_labels(subject_with(), found)
+    assert {label.name for label in labels if label.applies} == expected
+
+
+def test_retraining_on_the_true_reward_is_the_oracle(tiny_run):
+    """The same policy as `--true-reward` trains; and a perturbed world is really entered."""
+    job = diagnose.Retraining(tiny_run[0], "true", "loop", 5, 2048)
+    args = irl.Args("Hopper-v4", 5, 2048, true_reward=True)
+    torch.manual_seed(5), np.random.seed(5)
+    envs = irl.VectorEnv("Hopper-v4", args.num_envs, 5)
+    state = irl.start_training(None, None, args, envs, None)
+    irl.train_round(state, envs, args)
+    env = irl.make_env("Hopper-v4")
+    act = diagnose.policy_action(state["policy"], env.action_space)
+    expected = diagnose.mean_return(env, act, 10, 5)
+    assert diagnose.retrain(job) == pytest.approx(expected, rel=1e-6)
+    assert diagnose.retrain(replace(job, world=("gravity", 0.7))) != pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("path", ["nowhere", "demos"])
