@@ -397,8 +397,11 @@ class RewardNetwork(nn.Module):
     def training_g(self, state, action, next_state):
         return torch.sigmoid(6 * self.score(state, action, next_state, self.policy_score) - 3)
 
+    def training_value(self, state):
+        return self.value_scale * self.value(self.normalize(state)).squeeze(-1)
+
     def training_potential(self, state):
-        return self.alive(state) * self.value_scale * self.value(self.normalize(state)).squeeze(-1)
+        return self.alive(state) * self.training_value(state)
 
     def training_reward(self, state, action, next_state):
         shaping = self.gamma * self.training_potential(next_state) - self.training_potential(state)
@@ -407,14 +410,14 @@ class RewardNetwork(nn.Module):
 
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic, a value potential and, where the policy may be touched, a clone of the
-    expert that then climbs the learned reward by small regressions of its own (`climb`), beside a PPO that rests.
+    expert that climbs the learned reward by small regressions (`climb`), smaller the nearer it is to the expert. PPO
+    rests meanwhile.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
     clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of the first rollouts
-    watch_rounds = 5  # rollouts of the finished clone before it climbs: V has to be that of the clone
+    watch_rounds = 5  # rollouts of the finished clone, nearly without noise; V becomes that of the clone, too
     climb_steps = 100  # gradient steps of the policy after each of the other rollouts
-    climb_logstd = -1.5  # at first; what is learned under noise does not fall without it
     value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5
     sample_per_round = 256
@@ -448,7 +451,7 @@ class IRLAlgorithm:
             self.remember_endings(policy_next_obs, policy_dones.flatten() > 0.5)
             advantages = self.fit_value(*rollout)
             if self.policy is not None:
-                self.guide_policy(policy_obs, policy_acts, advantages)
+                self.guide_policy(rollout, advantages)
         self.calls += 1
         for _ in range(self.steps):
             report = {**self.critic_step(), **self.end_step()}
@@ -529,11 +532,10 @@ class IRLAlgorithm:
         """Fits V to the lambda-returns of g; returns by how much they exceeded it before: the advantages of `acts`."""
         net, targets = self.reward_net, self.value_targets(obs, acts, next_obs)
         with torch.no_grad():
-            advantages = targets - net.training_potential(obs)
+            advantages = targets - net.training_value(obs)  # p does not matter: who acts is alive
         for _ in range(self.value_steps):
             rows = self.random_rows(len(obs), self.args.irl_batch_size)
-            value = net.value_scale * net.value(net.normalize(obs[rows])).squeeze(-1)
-            loss = ((value - targets[rows]) ** 2).mean()
+            loss = ((net.training_value(obs[rows]) - targets[rows]) ** 2).mean()
             self.value_optimizer.zero_grad()
             loss.backward()
             self.value_optimizer.step()
@@ -541,7 +543,8 @@ class IRLAlgorithm:
 
     def value_targets(self, obs, acts, next_obs):
         """Lambda-returns of g. A transition's successor is the one whose obs is this one's next_obs, found by sorting
-        a random projection of both, as the order of the rollout is not promised.
+        a random projection of both, as the order of the rollout is not promised. Whoever has one did not die: where
+        good states lie close to deadly ones, as Hopper's do, p would be a false alarm there.
         """
         net, decay = self.reward_net, 0.95
         with torch.no_grad():
@@ -550,7 +553,8 @@ class IRLAlgorithm:
             wanted = next_obs.double() @ projection
             at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
             found, successor = keys[at] == wanted, order[at]
-            g, after = net.training_g(obs, acts, next_obs), net.training_potential(next_obs)
+            g, after = net.training_g(obs, acts, next_obs), net.training_value(next_obs)
+            after = torch.where(found, after, net.alive(next_obs) * after)
             returns = g + net.gamma * after
             for _ in range(64):  # decay ** 64 = 0.04: what is further away hardly counts
                 later = torch.where(found, (1 - decay) * after + decay * returns[successor], after)
@@ -568,7 +572,7 @@ class IRLAlgorithm:
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
         self.clone = self.get_actor()
 
-    def guide_policy(self, obs, acts, advantages):
+    def guide_policy(self, rollout, advantages):
         """Prepares the policy of the next rollout. The first rollouts are of all kinds, to teach the critic: one that
         saw nothing but good behaviour would not know the bad one.
         """
@@ -579,16 +583,24 @@ class IRLAlgorithm:
             self.clone = self.get_actor()
             if self.round == 1:  # one rollout of standing still
                 self.set_actor([*self.clone[:-2], *(torch.zeros_like(x) for x in self.clone[-2:])], logstd=-2.0)
-        elif self.round <= self.clone_rounds + self.watch_rounds:
-            self.set_actor(self.clone, logstd=self.climb_logstd)
+        elif self.round < self.clone_rounds + self.watch_rounds:
+            self.set_actor(self.clone, logstd=-4.0)
+        elif self.round == self.clone_rounds + self.watch_rounds:
+            self.set_actor(self.clone, logstd=-3.0 + 3.0 * self.missing(*rollout))
         else:
-            self.climb(obs, acts, advantages)
+            self.climb(*rollout, advantages)
             with torch.no_grad():
-                self.policy.actor_logstd.sub_(0.005).clamp_(min=-2.5)
+                self.policy.actor_logstd.sub_(0.005 * (self.policy.actor_logstd > -2.5))
 
-    def climb(self, obs, acts, advantages):
-        """Moves the mean towards the actions that turned out better than expected and away from the others, half of
-        the way at an advantage of one standard deviation, and stays the expert where the expert goes.
+    def missing(self, *rollout):
+        """How far a rollout is from the expert on the scale of its score, where unskilled is 1; at most 0.5."""
+        with torch.no_grad():
+            return (1 - self.reward_net.score(*rollout, zero=self.unskilled()).mean()).clamp(0, 0.5).item()
+
+    def climb(self, obs, acts, next_obs, advantages):
+        """Moves the mean towards the actions that turned out better than expected and away from the others, and stays
+        the expert where the expert goes. At an advantage of one standard deviation it goes half of the way, or what is
+        `missing` if that is less: near the expert advantages are mostly noise, and following them only leads away.
 
         PPO would move it too: at its learning rate, a policy of 256 units with so little noise by a KL of 7 to 13 in
         one update, here by 0.1 at most. This is policy iteration by regression, as in MPO (arXiv 1806.06920) and AWR
@@ -597,7 +609,7 @@ class IRLAlgorithm:
         with torch.no_grad():
             mean = self.policy.actor_mean(obs)
             weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
-            targets = mean + 0.5 * weights[:, None] * (acts - mean)
+            targets = mean + self.missing(obs, acts, next_obs) * weights[:, None] * (acts - mean)
         self.fit_policy(self.climb_steps, 2 * self.ppo_optimizer.param_groups[0]["lr"], obs, targets)
 
     def fit_policy(self, steps, lr, obs=None, targets=None):

@@ -165,7 +165,8 @@ def test_endings_are_learned_as_terminal_but_time_limits_are_not(time_limits):
 def test_value_is_fitted_to_lambda_returns_whatever_the_order():
     """Two trajectories of 40 states with known g, against the slow recursion, although their transitions are shuffled.
 
-    The last transition of each is followed by nothing that was seen, so it bootstraps from its next state.
+    The last transition of each is followed by nothing that was seen, so it bootstraps from its next state, if that is
+    likely to be alive. The others certainly lead to living states.
     """
     net, algorithm, _ = make()
     randomize(net)
@@ -174,9 +175,9 @@ def test_value_is_fitted_to_lambda_returns_whatever_the_order():
     decay = 0.95
     with torch.no_grad():
         g = net.training_g(obs, acts, next_obs)
-        after = net.training_potential(next_obs)
+        after = net.training_value(next_obs)
         expected = torch.empty(2, 40)
-        expected[:, -1] = g[:, -1] + net.gamma * after[:, -1]
+        expected[:, -1] = g[:, -1] + net.gamma * net.training_potential(next_obs[:, -1])
         for t in reversed(range(39)):
             later = (1 - decay) * after[:, t] + decay * expected[:, t + 1]
             expected[:, t] = g[:, t] + net.gamma * later
@@ -225,20 +226,23 @@ def test_the_clone_learns_the_demonstrations():
     assert (policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean() < 0.05 * demos["acts"].var()
 
 
-def test_the_policy_climbs_the_advantage_and_stays_the_expert_where_the_expert_goes():
+def test_the_policy_climbs_the_advantage_and_stays_the_expert_where_the_expert_goes(monkeypatch):
     """Actions above the mean turn out well in one half of the state space and badly in the other: the mean must follow
     there, while it still gives the expert's actions at the expert's states, which lie elsewhere.
     """
     algorithm, policy, demos = with_policy()
+    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.5)
     demos["obs"][:, 0] += 20
     algorithm.fit_policy(500, lr=1e-3)
-    obs, _, _ = batch(2048, seed=4)
+    obs, _, next_obs = batch(2048, seed=4)
     with torch.no_grad():
         before, noise = policy.actor_mean(obs), 0.3 * torch.randn(2048, ACTION_DIM)
     side = obs[:, :1].sign()
     errors = (policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean().item()
     for _ in range(3):
-        algorithm.climb(obs, before + noise, (side * noise).sum(1) + 7.0)  # the level of advantages says nothing
+        algorithm.climb(
+            obs, before + noise, next_obs, (side * noise).sum(1) + 7.0
+        )  # the level of advantages says nothing
     with torch.no_grad():
         moved = policy.actor_mean(obs) - before
         assert (side * moved)[side[:, 0] > 0].mean() > 0.01 and (side * moved)[side[:, 0] < 0].mean() > 0.01
@@ -249,28 +253,42 @@ def test_advantages_are_what_the_returns_exceed_the_value_by():
     _, algorithm, _ = make()
     rollout = batch(256)
     with torch.no_grad():
-        value = algorithm.reward_net.training_potential(rollout[0])
+        value = algorithm.reward_net.training_value(rollout[0])
+        algorithm.reward_net.end_log_odds.fill_(0.0)  # an alarm everywhere, false for whoever acts
     expected = algorithm.value_targets(*rollout) - value
     torch.testing.assert_close(algorithm.fit_value(*rollout), expected)
 
 
-def test_rollouts_are_first_of_all_kinds_then_the_clones_then_climb(monkeypatch):
+@pytest.mark.parametrize(("missing", "logstd"), [(0.1, -2.7), (0.5, -1.5)])
+def test_rollouts_are_first_of_all_kinds_then_the_clone_then_climb(monkeypatch, missing, logstd):
     """PPO must not move any of them: it is paid nothing from beginning to end."""
     algorithm, policy, _ = with_policy()
     algorithm.clone_steps, climbed, logstds = 2, [], []
     monkeypatch.setattr(algorithm, "climb", lambda *rollout: climbed.append(algorithm.round))
+    monkeypatch.setattr(algorithm, "missing", lambda *rollout: missing)
     rollout = batch(64)
-    for _ in range(algorithm.clone_rounds + algorithm.watch_rounds + 3):
+    first = algorithm.clone_rounds + algorithm.watch_rounds
+    for _ in range(first + 2):
         assert (algorithm.compute_reward(*rollout) == 0).all()
         for _ in range(5):
             algorithm.update(*rollout, torch.zeros(64))
         logstds.append(policy.actor_logstd.mean().item())
         if algorithm.round == 1:
             assert (policy.actor_mean(rollout[0]) == 0).all()  # still
-    first = algorithm.clone_rounds + algorithm.watch_rounds
-    assert climbed == [first + 1, first + 2, first + 3]
     assert set(logstds[: algorithm.clone_rounds]) == {0.0, -1.0, -2.0, -3.0}
+    assert set(logstds[algorithm.clone_rounds : first - 1]) == {-4.0}
+    assert climbed == [first + 1, first + 2]
+    step = 0.005 if logstd > -2.5 else 0.0
+    assert logstds[first - 1 :] == pytest.approx([logstd, logstd - step, logstd - 2 * step])
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), algorithm.clone))
+
+
+def test_nothing_is_missing_from_the_expert_and_at_most_half_from_the_unskilled():
+    algorithm, _, demos = with_policy()
+    for _ in range(60):
+        algorithm.update(*batch(256, seed=2), torch.zeros(256))
+    assert algorithm.missing(*batch(256, seed=2)) == 0.5
+    assert algorithm.missing(*(demos[key] for key in ("obs", "acts", "next_obs"))) < 0.2
 
 
 def test_a_reward_of_zero_does_not_move_the_policy():
