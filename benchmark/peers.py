@@ -26,17 +26,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 import custom_irl as irl
+from benchmark.retrain import EvaluatedPolicy
 
 NETWORKS = dict(net_arch=dict(pi=[256, 256], vf=[256, 256]), activation_fn=nn.Tanh)
-
-
-class EvaluatedPolicy(nn.Module):
-    """What custom_irl.evaluate needs of a policy, taken from stable-baselines3's."""
-
-    def __init__(self, policy: ActorCriticPolicy):
-        super().__init__()
-        self.actor_mean = nn.Sequential(policy.mlp_extractor.policy_net, policy.action_net)
-        self.actor_logstd = nn.Parameter(policy.log_std.detach()[None])
 
 
 def make_ppo(args: irl.Args, envs) -> PPO:
@@ -104,7 +96,7 @@ def run(peer: str, args: irl.Args) -> dict:
     arrays = {key: array.numpy() for key, array in data.items()}
     demos = Transitions(**arrays, dones=np.zeros(n, bool), infos=np.array([{}] * n))
     method = f"imitation-{peer}"
-    folder, description = args.folder(method), irl.describe_run(args, method, (EvaluatedPolicy,))
+    folder, description = args.folder(method), irl.describe_run(args, method, (EvaluatedPolicy, train_bc))
     if (result := irl.open_folder(folder, description, args.overwrite)) is not None:
         return result
     origin, rows, seconds = irl.provenance(), [], {}

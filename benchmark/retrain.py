@@ -20,6 +20,7 @@ import torch.nn as nn
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 import custom_irl as irl
@@ -90,13 +91,13 @@ class Normalize(nn.Module):
         return ((obs - self.mean) / self.std).clamp(-self.clip, self.clip)
 
 
-class TrainedPolicy(nn.Module):
-    """What custom_irl.evaluate needs of a policy."""
+class EvaluatedPolicy(nn.Module):
+    """What custom_irl.evaluate needs of a policy, taken from stable-baselines3's; `inputs` come before its layers."""
 
-    def __init__(self, ppo: PPO, envs: VecNormalize):
+    def __init__(self, policy: ActorCriticPolicy, *inputs: nn.Module):
         super().__init__()
-        self.actor_mean = nn.Sequential(Normalize(envs), ppo.policy.mlp_extractor.policy_net, ppo.policy.action_net)
-        self.actor_logstd = nn.Parameter(ppo.policy.log_std.detach()[None])
+        self.actor_mean = nn.Sequential(*inputs, policy.mlp_extractor.policy_net, policy.action_net)
+        self.actor_logstd = nn.Parameter(policy.log_std.detach()[None])
 
 
 class Returns(BaseCallback):
@@ -115,7 +116,7 @@ class Returns(BaseCallback):
 
 def train(
     env_id: str, reward_net: nn.Module | None, seed: int, steps: int, progress: bool
-) -> tuple[TrainedPolicy, list[dict]]:
+) -> tuple[EvaluatedPolicy, list[dict]]:
     """A policy trained on `reward_net`, or on the true reward if that is None; and rows for metrics.csv."""
     if env_id not in ZOO:
         raise irl.UserError(f"--env {env_id}: rl-zoo3's settings are here for {', '.join(ZOO)} alone")
@@ -124,7 +125,7 @@ def train(
     ppo = PPO("MlpPolicy", envs, n_steps=512, seed=seed, device="cpu", **ZOO[env_id])
     callback = Returns()
     ppo.learn(steps, callback=callback, progress_bar=progress)
-    return TrainedPolicy(ppo, envs), callback.rows
+    return EvaluatedPolicy(ppo.policy, Normalize(envs)), callback.rows
 
 
 def run(args: irl.Args) -> dict:
@@ -141,7 +142,7 @@ def run(args: irl.Args) -> dict:
         args = irl.inherit_labels(args, method)
         reward_net = irl.load_run(args.frozen_reward, REWARDS[method])[1]
     method = f"sb3-{method}"
-    folder, description = args.folder(method), irl.describe_run(args, method, (TrainedPolicy,))
+    folder, description = args.folder(method), irl.describe_run(args, method, (EvaluatedPolicy,))
     if (result := irl.open_folder(folder, description, args.overwrite)) is not None:
         return result
     origin, seconds = irl.provenance(), {}

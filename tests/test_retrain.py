@@ -47,7 +47,7 @@ def test_the_evaluated_policy_sees_observations_as_in_training():
     envs = VecNormalize(make_vec_env(lambda: irl.make_env("Hopper-v4"), 1, seed=3))
     ppo = PPO("MlpPolicy", envs, n_steps=64, batch_size=32, seed=1, policy_kwargs=retrain.NETWORKS)
     ppo.learn(128)
-    policy = retrain.TrainedPolicy(ppo, envs)
+    policy = retrain.EvaluatedPolicy(ppo.policy, retrain.Normalize(envs))
     raw = np.random.default_rng(0).normal(size=(16, 11)).astype(np.float32)
     expected, _ = ppo.predict(envs.normalize_obs(raw), deterministic=True)
     with torch.no_grad():
