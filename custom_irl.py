@@ -329,21 +329,26 @@ def mlp(in_dim, hidden):
     )
 
 
+def descend(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
 class RewardNetwork(nn.Module):
     """Potential-shaped reward  f(s, a, s') = g(s, a, s') + gamma Phi(s') - Phi(s)   (Ng et al. 1999; AIRL, eq. 4).
 
-    A critic scores transitions, p(s) is the probability that reaching s ends an episode. Two rewards are read from
-    them; both increase in the score, so they agree on what is better.
+    A critic scores transitions; p(s) is the probability that reaching s ended an episode. Two rewards share them:
 
-    forward          The reward that is left when training ends. g is linear in the score: 1 at the better of random
-                     and still behaviour, 3 at the expert's, and never below 0, so that it is worth something to be
-                     alive. Phi = (1 - p) c: dying costs c, a time limit nothing.
-    training_reward  What the policy gets meanwhile. g is a sigmoid of the score, 0.05 at the policy's average of late
-                     and 0.95 at the expert's: a slope where the policy is now, and flat anywhere else. Phi = (1 - p) V,
-                     with V the value of that g: the reward is then the advantage, whose mean is 0 in every state.
+    forward          What is left when training ends. g is linear in the score, 1 at the better of random and still
+                     behaviour, 3 at the expert's, at least 0: being alive is worth something. Phi = (1 - p) c.
+    training_reward  What the policy gets. g is a sigmoid of the score, 0.05 at the policy's average of late, 0.95 at
+                     the expert's: a slope where the policy is now. Phi = (1 - p) V, V the value of that g, so that
+                     the reward is the advantage, with mean 0 in every state.
 
-    Either way a terminal state has potential 0 although no `done` is passed. The benchmark subtracts the mean of the
-    rewards, which would wipe out the incentive to survive; this brings it back.
+    Either way dying costs Phi and a time limit nothing, although no `done` is passed. The loop subtracts the mean of
+    the rewards, and with it the incentive to survive; this brings it back.
     """
 
     gamma, c = 0.99, 15.0
@@ -355,19 +360,16 @@ class RewardNetwork(nn.Module):
         self.end_logit = mlp(obs_dim, 64)
         self.value = mlp(obs_dim, 160)
         nn.init.zeros_(self.value[-1].weight)
-        for name, value in (("obs_mean", torch.zeros(obs_dim)), ("obs_std", torch.ones(obs_dim))):
+        buffers = {"obs_mean": torch.zeros(obs_dim), "obs_std": torch.ones(obs_dim)}
+        buffers |= {"act_low": -torch.ones(action_dim), "act_high": torch.ones(action_dim)}
+        scalars = {"unskilled_score": 0.0, "policy_score": 0.0, "expert_score": 1.0, "end_log_odds": -10.0}
+        for name, value in (buffers | {k: torch.tensor(v) for k, v in scalars.items()}).items():
             self.register_buffer(name, value)
-        for name, value in (("act_low", -torch.ones(action_dim)), ("act_high", torch.ones(action_dim))):
-            self.register_buffer(name, value)
-        for name, value in (("unskilled", 0.0), ("policy", 0.0), ("expert", 1.0)):
-            self.register_buffer(f"{name}_score", torch.tensor(value))
-        self.register_buffer("end_log_odds", torch.tensor(-10.0))
 
     def fit_normalizer(self, obs, acts):
         self.obs_mean.copy_(obs.mean(0))
         self.obs_std.copy_(obs.std(0, unbiased=False).clamp(min=0.05))  # nearly constant inputs would blow up noise
-        self.act_low.copy_(acts.amin(0))
-        self.act_high.copy_(acts.amax(0))
+        self.act_low.copy_(acts.amin(0)), self.act_high.copy_(acts.amax(0))
 
     def normalize(self, obs):
         """A wide clip: a slow policy is many of the expert's standard deviations away, and must still see a slope."""
@@ -449,7 +451,7 @@ class IRLAlgorithm:
             rows = self.random_rows(len(policy_obs), self.sample_per_round)
             self.samples.append([x[rows] for x in rollout])
             self.remember_endings(policy_next_obs, policy_dones.flatten() > 0.5)
-            advantages = self.fit_value(*rollout)
+            advantages = self.fit_value(*rollout, policy_dones.flatten() > 0.5)
             if self.policy is not None:
                 self.guide_policy(rollout, advantages)
         self.calls += 1
@@ -473,9 +475,7 @@ class IRLAlgorithm:
     # ------------------------------------------------------------------------------------------------------- reward
     def critic_step(self):
         """WGAN-GP (arXiv 1704.00028), one-sided: unlike a classifier it does not saturate, however far the policy is.
-
-        Half of the policy's side comes from the last rollouts, half from all there ever were: no bad behaviour is
-        forgotten once the policy has left it.
+        Half of the policy's side is from the last rollouts, half from all there were: no bad behaviour is forgotten.
         """
         net, size = self.reward_net, self.args.irl_batch_size
         rows = self.random_rows(len(self.expert["obs"]), size)
@@ -486,9 +486,7 @@ class IRLAlgorithm:
         between = (mix * expert + (1 - mix) * policy).requires_grad_(True)
         (slope,) = torch.autograd.grad(net.critic(between).sum(), between, create_graph=True)
         penalty = (F.relu(slope.norm(dim=1) - 1) ** 2).mean()
-        self.critic_optimizer.zero_grad()
-        (policy_score - expert_score + self.gradient_penalty * penalty).backward()
-        self.critic_optimizer.step()
+        descend(self.critic_optimizer, policy_score - expert_score + self.gradient_penalty * penalty)
         net.expert_score.lerp_(expert_score.detach(), 0.1)
         net.policy_score.lerp_(policy_score.detach(), 0.1)
         return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
@@ -511,10 +509,9 @@ class IRLAlgorithm:
             self.reward_net.end_log_odds.fill_(np.log(odds))
 
     def end_step(self):
-        """Logistic regression of "this next state ended an episode", on as many endings as others, then corrected by
-        the log-odds of an ending (Bayes). A time limit ends episodes where hardly any state does, so p stays near 0
-        there, whether or not `policy_dones` counts time limits. Half of the others are the expert's: those must not
-        look deadly, and the expert seldom ends.
+        """Logistic regression of "this next state ended an episode" on as many endings as others, half of these the
+        expert's; then corrected by the log-odds of an ending (Bayes). Time limits end episodes where hardly any state
+        does, so p stays near 0 there, whether or not `policy_dones` counts them.
         """
         if not len(self.endings) or not len(self.others):
             return {"end_loss": 0.0}
@@ -523,28 +520,22 @@ class IRLAlgorithm:
         states = torch.cat([x[self.random_rows(len(x), n)] for x, n in sources])
         logits = net.end_logit(net.normalize(states)).squeeze(-1)
         loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
-        self.end_optimizer.zero_grad()
-        loss.backward()
-        self.end_optimizer.step()
-        return {"end_loss": loss.item()}
+        return {"end_loss": descend(self.end_optimizer, loss)}
 
-    def fit_value(self, obs, acts, next_obs):
+    def fit_value(self, obs, acts, next_obs, ended):
         """Fits V to the lambda-returns of g; returns by how much they exceeded it before: the advantages of `acts`."""
-        net, targets = self.reward_net, self.value_targets(obs, acts, next_obs)
+        net, targets = self.reward_net, self.value_targets(obs, acts, next_obs, ended)
         with torch.no_grad():
             advantages = targets - net.training_value(obs)  # p does not matter: who acts is alive
         for _ in range(self.value_steps):
             rows = self.random_rows(len(obs), self.args.irl_batch_size)
-            loss = ((net.training_value(obs[rows]) - targets[rows]) ** 2).mean()
-            self.value_optimizer.zero_grad()
-            loss.backward()
-            self.value_optimizer.step()
+            descend(self.value_optimizer, ((net.training_value(obs[rows]) - targets[rows]) ** 2).mean())
         return advantages
 
-    def value_targets(self, obs, acts, next_obs):
-        """Lambda-returns of g. A transition's successor is the one whose obs is this one's next_obs, found by sorting
-        a random projection of both, as the order of the rollout is not promised. Whoever has one did not die: where
-        good states lie close to deadly ones, as Hopper's do, p would be a false alarm there.
+    def value_targets(self, obs, acts, next_obs, ended):
+        """Lambda-returns of g. A transition's successor, of which the obs is this one's next_obs, is found by sorting a
+        random projection of both: the rollout's order is not promised. An end is a death if its state looks deadly; in
+        p it would also have to be likely, and the better the policy, the less would a fall cost.
         """
         net, decay = self.reward_net, 0.95
         with torch.no_grad():
@@ -554,7 +545,8 @@ class IRLAlgorithm:
             at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
             found, successor = keys[at] == wanted, order[at]
             g, after = net.training_g(obs, acts, next_obs), net.training_value(next_obs)
-            after = torch.where(found, after, net.alive(next_obs) * after)
+            deadly = torch.sigmoid(net.end_logit(net.normalize(next_obs)).squeeze(-1) - 3)
+            after = torch.where(ended, (1 - deadly) * after, after)
             returns = g + net.gamma * after
             for _ in range(64):  # decay ** 64 = 0.04: what is further away hardly counts
                 later = torch.where(found, (1 - decay) * after + decay * returns[successor], after)
@@ -573,9 +565,7 @@ class IRLAlgorithm:
         self.clone = self.get_actor()
 
     def guide_policy(self, rollout, advantages):
-        """Prepares the policy of the next rollout. The first rollouts are of all kinds, to teach the critic: one that
-        saw nothing but good behaviour would not know the bad one.
-        """
+        """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones."""
         if self.round <= self.clone_rounds:
             self.set_actor(self.clone, logstd=-float(self.round % 4))
             lr = 1e-3 * (1 + np.cos(np.pi * self.round / self.clone_rounds))
@@ -598,13 +588,10 @@ class IRLAlgorithm:
             return (1 - self.reward_net.score(*rollout, zero=self.unskilled()).mean()).clamp(0, 0.5).item()
 
     def climb(self, obs, acts, next_obs, advantages):
-        """Moves the mean towards the actions that turned out better than expected and away from the others, and stays
-        the expert where the expert goes. At an advantage of one standard deviation it goes half of the way, or what is
-        `missing` if that is less: near the expert advantages are mostly noise, and following them only leads away.
-
-        PPO would move it too: at its learning rate, a policy of 256 units with so little noise by a KL of 7 to 13 in
-        one update, here by 0.1 at most. This is policy iteration by regression, as in MPO (arXiv 1806.06920) and AWR
-        (1910.00177), but with the sign of the advantage: what was worse than expected pushes.
+        """Moves the mean towards actions that turned out better than expected, away from others, and stays the expert
+        where the expert goes: policy improvement by regression, as AWR (arXiv 1910.00177), but what was worse pushes.
+        The step is what is `missing`: near the expert advantages are mostly noise, and following them leads away.
+        PPO's would be a KL of 7 to 13, this one's is below 0.1.
         """
         with torch.no_grad():
             mean = self.policy.actor_mean(obs)
@@ -620,10 +607,7 @@ class IRLAlgorithm:
         for _ in range(steps):
             rows = [self.random_rows(len(inputs), size) for inputs, _ in sources]
             inputs, outputs = (torch.cat([x[r] for x, r in zip(xs, rows)]) for xs in zip(*sources))
-            self.optimizer.zero_grad()
-            errors = self.policy.actor_mean(inputs) - outputs
-            (errors.square().sum() / size).backward()
-            self.optimizer.step()
+            descend(self.optimizer, (self.policy.actor_mean(inputs) - outputs).square().sum() / size)
 
     def get_actor(self):
         return [p.detach().clone() for p in self.policy.actor_mean.parameters()]

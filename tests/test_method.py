@@ -165,8 +165,8 @@ def test_endings_are_learned_as_terminal_but_time_limits_are_not(time_limits):
 def test_value_is_fitted_to_lambda_returns_whatever_the_order():
     """Two trajectories of 40 states with known g, against the slow recursion, although their transitions are shuffled.
 
-    The last transition of each is followed by nothing that was seen, so it bootstraps from its next state, if that is
-    likely to be alive. The others certainly lead to living states.
+    The last transition of each is followed by nothing that was seen, so it bootstraps from its next state: the first
+    one's ended there, in a state that looks deadly, the second one's is the end of the rollout.
     """
     net, algorithm, _ = make()
     randomize(net)
@@ -177,12 +177,15 @@ def test_value_is_fitted_to_lambda_returns_whatever_the_order():
         g = net.training_g(obs, acts, next_obs)
         after = net.training_value(next_obs)
         expected = torch.empty(2, 40)
-        expected[:, -1] = g[:, -1] + net.gamma * net.training_potential(next_obs[:, -1])
+        deadly = torch.sigmoid(net.end_logit(net.normalize(next_obs[0, -1])) - 3)
+        expected[:, -1] = g[:, -1] + net.gamma * after[:, -1] * torch.stack([1 - deadly.squeeze(), torch.tensor(1.0)])
         for t in reversed(range(39)):
             later = (1 - decay) * after[:, t] + decay * expected[:, t + 1]
             expected[:, t] = g[:, t] + net.gamma * later
     order = torch.randperm(80)
-    flat = (x.flatten(0, 1)[order] for x in (obs, acts, next_obs))
+    ended = torch.zeros(2, 40, dtype=torch.bool)
+    ended[0, -1] = True
+    flat = (x.flatten(0, 1)[order] for x in (obs, acts, next_obs, ended))
     torch.testing.assert_close(algorithm.value_targets(*flat), expected.flatten()[order], rtol=1e-4, atol=1e-4)
 
 
@@ -255,8 +258,9 @@ def test_advantages_are_what_the_returns_exceed_the_value_by():
     with torch.no_grad():
         value = algorithm.reward_net.training_value(rollout[0])
         algorithm.reward_net.end_log_odds.fill_(0.0)  # an alarm everywhere, false for whoever acts
-    expected = algorithm.value_targets(*rollout) - value
-    torch.testing.assert_close(algorithm.fit_value(*rollout), expected)
+    ended = torch.zeros(256, dtype=torch.bool)
+    expected = algorithm.value_targets(*rollout, ended) - value
+    torch.testing.assert_close(algorithm.fit_value(*rollout, ended), expected)
 
 
 @pytest.mark.parametrize(("missing", "logstd"), [(0.1, -2.7), (0.5, -1.5)])
