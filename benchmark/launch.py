@@ -28,19 +28,22 @@ from rich.table import Table
 
 import custom_irl
 import report
+from benchmark.ablations import ABLATIONS
 
 OWN_FLAGS = ("--env", "--seed", "--out")
 METHODS = (
     {"custom": ["custom_irl.py"]}
     | {name: ["-m", f"baselines.{name}"] for name in ("gail", "airl", "bc", "constant", "untrained")}
     | {f"imitation-{name}": ["-m", "benchmark.peers", name] for name in ("bc", "gail", "airl")}
+    | {f"ablation-{name}": ["-m", "benchmark.ablations", name] for name in ABLATIONS}
 )
 
 
 @dataclass(frozen=True)
 class Config:
     method: str = "custom"
-    """one of METHODS: the EDITABLE region of custom_irl.py, a module of baselines/, or one of imitation's trainers"""
+    """one of METHODS: the EDITABLE region of custom_irl.py or that with a part left out, a module of baselines/, or one
+    of imitation's trainers"""
     panel: Literal["dense", "scarce", "tiny", "one"] = "dense"
     """how much of the demonstrations a run gets: 50 episodes; 20, 4 or 1 and of those every 20th transition"""
     envs: tuple[str, ...] = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")

@@ -1,0 +1,122 @@
+"""What each part of the method is worth: the method without it.
+
+python -m benchmark.ablations no-clone --env Hopper-v4 --total-timesteps 300000
+bash run_all.sh --method ablation-no-clone --envs Hopper-v4 Walker2d-v4 --seeds 1 2 3 --total-timesteps 300000
+python -m benchmark.ablations --publish    # benchmark/ablations.csv and ablations.png from all that was run
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import torch.nn as nn
+
+import report
+from custom_irl import ROOT, IRLAlgorithm, RewardNetwork, UserError, main, replacing
+
+matplotlib.use("Agg")  # nothing here needs a screen
+import matplotlib.pyplot as plt
+
+
+class Full(IRLAlgorithm):
+    """Nothing is left out."""
+
+
+class NoTermination(IRLAlgorithm):
+    """p is 0 everywhere: an end is an end of the rollout and costs nothing."""
+
+    def __init__(self, reward_net, *rest):
+        super().__init__(reward_net, *rest)
+        nn.init.zeros_(reward_net.end_logit[-1].weight), nn.init.constant_(reward_net.end_logit[-1].bias, -20.0)
+
+    def end_step(self):
+        return {}
+
+
+class NoValue(IRLAlgorithm):
+    """A constant potential, as in the exported reward, instead of the value of g."""
+
+    value_steps = 0
+
+    def __init__(self, reward_net, *rest):
+        super().__init__(reward_net, *rest)
+        nn.init.constant_(reward_net.value[-1].bias, reward_net.c / reward_net.value_scale)
+
+
+class NoGradientPenalty(IRLAlgorithm):
+    gradient_penalty = 0.0
+
+
+class NoClone(IRLAlgorithm):
+    """Climbs from scratch; the expert's actions still count in every step."""
+
+    clone_steps = 0
+
+
+class NoExpertActions(IRLAlgorithm):
+    """Climbs without staying the expert where the expert goes."""
+
+    def fit_policy(self, steps, lr, obs=None, targets=None):
+        expert = self.expert
+        if obs is not None:
+            self.expert = {"obs": obs, "acts": targets}
+        super().fit_policy(steps, lr)
+        self.expert = expert
+
+
+class FullSteps(IRLAlgorithm):
+    """The step and the noise do not depend on what is missing."""
+
+    def missing(self, *rollout):
+        return 0.5
+
+
+class CloneOnly(IRLAlgorithm):
+    """The clone never climbs: what the demonstrations alone are worth."""
+
+    climb_steps = 0
+
+
+ABLATIONS = {
+    "full": Full, "no-termination": NoTermination, "no-value": NoValue, "no-gradient-penalty": NoGradientPenalty,
+    "no-clone": NoClone, "no-expert-actions": NoExpertActions, "full-steps": FullSteps, "clone-only": CloneOnly,
+}  # fmt: skip
+
+
+def publish(results: Path, folder: Path) -> None:
+    """A row a run, and a figure: normalised return of every seed, a panel of the demonstrations a column."""
+    runs = report.read_runs(results)
+    runs = runs[runs["method"].str.startswith("ablation-") & runs["git_clean"]]
+    runs = runs[~runs["labels"].str.contains("quick")].drop(columns="folder")
+    if runs.empty:
+        raise UserError(f"{results}: no run of an ablation; expected some of a committed, clean tree")
+    with replacing(folder / "ablations.csv") as temporary:
+        runs.to_csv(temporary, index=False)
+    cells = list(runs.groupby(["panel", "env"]))
+    figure, axes = plt.subplots(1, len(cells), figsize=(1 + 3 * len(cells), 4), sharey=True, layout="constrained")
+    for ax, ((panel, env), cell) in zip([axes] if len(cells) == 1 else axes, cells):
+        for y, name in enumerate(reversed(ABLATIONS)):
+            scores = cell.loc[cell["method"] == f"ablation-{name}", "normalized_return"]
+            ax.barh(y, scores.mean(), color="lightsteelblue")
+            ax.plot(scores, [y] * len(scores), "k.", markersize=5)
+        ax.set(
+            title=f"{env}, {panel}", xlabel="normalised return", xlim=(min(0, runs["normalized_return"].min()), 1.05)
+        )
+        ax.set_yticks(range(len(ABLATIONS)), list(reversed(ABLATIONS)))
+        ax.spines[["top", "right"]].set_visible(False)
+    with replacing(folder / "ablations.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name == "--publish":
+        try:
+            publish(ROOT / "results", ROOT / "benchmark")
+        except UserError as error:
+            sys.exit(f"error: {error}")
+    elif name in ABLATIONS:
+        del sys.argv[1]
+        main(RewardNetwork, ABLATIONS[name], method=f"ablation-{name}")
+    else:
+        sys.exit(f"error: python -m benchmark.ablations NAME [flags]; NAME is --publish or {', '.join(ABLATIONS)}")

@@ -1,0 +1,82 @@
+"""The method with a part left out: that this part is gone, and the table of them."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import torch.optim as optim
+from test_method import ACTION_DIM, OBS_DIM, batch, make
+
+import custom_irl as irl
+from benchmark import ablations
+from conftest import command
+
+
+def after_training(name: str, rounds: int):
+    """The algorithm after some rollouts in which states beyond 5 end episodes, and its policy."""
+    _, algorithm, _ = make(algorithm_cls=ablations.ABLATIONS[name])
+    algorithm.clone_rounds, algorithm.clone_steps = 2, min(algorithm.clone_steps, 50)
+    policy = irl.Policy(OBS_DIM, ACTION_DIM)
+    algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
+    for seed in range(rounds):
+        obs, acts, next_obs = batch(512, seed)
+        next_obs[:50, 0] = 6.0
+        ended = torch.zeros(512)
+        ended[:50] = 1
+        for _ in range(5):
+            report = algorithm.update(obs, acts, next_obs, ended)
+    assert all(torch.isfinite(torch.tensor(float(x))) for x in report.values())
+    return algorithm, policy
+
+
+def test_what_is_left_out_is_gone():
+    full, policy = after_training("full", 12)
+    deadly = batch(64)[0]
+    deadly[:, 0] = 6.0
+    assert full.reward_net.alive(deadly).mean() < 0.6
+    assert after_training("no-termination", 12)[0].reward_net.alive(deadly).min() > 0.999
+    potential = after_training("no-value", 12)[0].reward_net.training_value(batch(8)[0])
+    torch.testing.assert_close(potential, torch.full((8,), full.reward_net.c))
+    assert full.reward_net.training_value(batch(8)[0]).std() > 0.1
+    clones = {(name, n): after_training(name, n)[0].clone[0] for name in ("full", "no-clone") for n in (1, 2)}
+    assert torch.equal(clones["no-clone", 1], clones["no-clone", 2])
+    assert not torch.equal(clones["full", 1], clones["no-clone", 1])  # the same weights at first
+    kept = after_training("clone-only", 12)
+    assert all(torch.equal(p, q) for p, q in zip(kept[1].actor_mean.parameters(), kept[0].clone))
+    assert not all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), full.clone))
+    errors = []
+    for name in ("full", "no-expert-actions"):
+        algorithm, policy = after_training(name, 1)
+        algorithm.fit_policy(200, 1e-3, batch(512)[0], torch.ones(512, ACTION_DIM))
+        errors.append((policy.actor_mean(algorithm.expert["obs"]) - algorithm.expert["acts"]).square().mean())
+    assert errors[1] > 2 * errors[0]
+    assert ablations.FullSteps.missing(full, *(full.expert[k] for k in ("obs", "acts", "next_obs"))) == 0.5
+    assert ablations.NoGradientPenalty.gradient_penalty == 0 != full.gradient_penalty
+
+
+def test_the_table_holds_every_ablation_of_a_clean_tree_and_nothing_else(tiny_run, tmp_path):
+    folder, result, _ = tiny_run
+    with pytest.raises(irl.UserError, match="expected some of a committed, clean tree"):
+        ablations.publish(folder.parents[2], tmp_path)
+    for name, clean in (("full", True), ("no-value", True), ("no-clone", False)):
+        run = tmp_path / "results" / name
+        shutil.copytree(folder, run)
+        changed = result | {"method": f"ablation-{name}", "git_clean": clean}
+        (run / "result.json").write_text(json.dumps(changed))
+    shutil.copytree(folder, tmp_path / "results" / "custom")
+    ablations.publish(tmp_path / "results", tmp_path)
+    rows = pd.read_csv(tmp_path / "ablations.csv")
+    assert list(rows["method"]) == ["ablation-full", "ablation-no-value"]
+    assert list(rows["eval_return_mean"]) == pytest.approx([result["eval_return_mean"]] * 2)
+    assert (tmp_path / "ablations.png").stat().st_size > 5000
+
+
+def test_the_command_runs_one_and_names_all(tmp_path):
+    flags = ("--env", "Hopper-v4", "--total-timesteps", "2048", "--out", tmp_path / "run")
+    done = command("-m", "benchmark.ablations", "clone-only", *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == "ablation-clone-only"
+    done = command("-m", "benchmark.ablations", "no-such")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no-termination" in done.stderr
