@@ -2,7 +2,7 @@
 # Sets up .venv on the first call, then runs the benchmark or the tests.
 #
 #   bash run_all.sh             3 environments x 3 seeds, 1M steps each, as many at once as there are cores; then the report
-#   bash run_all.sh --quick     a two-minute look at the same, marked as quick everywhere
+#   bash run_all.sh --quick     a look of a few minutes at the same, marked as quick everywhere
 #   bash run_all.sh --true-reward          options go to custom_irl.py; `bash run_all.sh --help` lists the others
 #   bash run_all.sh test        the tests; further words go to pytest
 #
