@@ -444,23 +444,23 @@ class IRLAlgorithm:
             return self.reward_net.training_reward(obs, acts, next_obs)
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
-        rollout = (policy_obs, policy_acts, policy_next_obs)
+        net, rollout, report = self.reward_net, (policy_obs, policy_acts, policy_next_obs), {}
         if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
+            ended = policy_dones.flatten() > 0.5
             self.round += 1
             self.replay = [*self.replay, rollout][-self.replay_rounds :]
             rows = self.random_rows(len(policy_obs), self.sample_per_round)
             self.samples.append([x[rows] for x in rollout])
-            self.remember_endings(policy_next_obs, policy_dones.flatten() > 0.5)
-            advantages = self.fit_value(*rollout, policy_dones.flatten() > 0.5)
+            self.remember_endings(policy_next_obs, ended)
+            advantages = self.fit_value(*rollout, ended)
             if self.policy is not None:
                 self.guide_policy(rollout, advantages)
+            with torch.no_grad():
+                report = {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
         self.calls += 1
         for _ in range(self.steps):
-            report = {**self.critic_step(), **self.end_step()}
-        net = self.reward_net
+            report |= {**self.critic_step(), **self.end_step()}
         net.unskilled_score.copy_(self.unskilled())
-        with torch.no_grad():
-            report |= {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
         return report
 
     def unskilled(self):
