@@ -630,7 +630,8 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
     broken = int(np.isinf(numbers).sum()) + int(not np.isfinite(returned))
     above, bc = found["steps"]["expert_above_own"], published_bc(result)
     ranks = {name: scores["segments_spearman"] for name, scores in found["ranking"]["scores"].items()}
-    control, distance = max(ranks["constant"], ranks["untrained"]), found["distance"]["mixed"]["learned"]["distance"]
+    control = max(ranks["constant"], ranks["untrained"])
+    distance, of_constant = (found["distance"]["mixed"][name]["distance"] for name in ("learned", "constant"))
     fresh = {
         learner: {name: float(np.mean(returns)) for name, returns in by_reward.items()}
         for learner, by_reward in found.get("retraining", {}).get("returns", {}).items()
@@ -678,9 +679,9 @@ def failure_labels(subject: Subject, found: dict) -> list[Label]:
             falls_short, told or "not retrained",
         ),
         Label(
-            "distant_reward", "reward", "without its shaping no nearer to the true reward on mixed behaviour than an"
-            " unrelated one (0.71): who optimises it elsewhere optimises something else",
-            bool(distance > 0.66), f"{distance:.2f}",
+            "distant_reward", "reward", "without its shaping no nearer to the true reward on mixed behaviour than a"
+            " constant or an unrelated reward (0.71): who optimises it elsewhere optimises something else",
+            bool(distance > min(0.66, of_constant)), f"{distance:.2f}, a constant {of_constant:.2f}",
         ),
         Label(
             "stale_reward", "reward", "pays the run's own policy clearly more than the expert: points away from it",
@@ -823,20 +824,25 @@ def overview(all_found: list[dict]) -> str:
     rows = []
     for found in all_found:
         ranks = {name: f"{x['segments_spearman']:.2f}" for name, x in found["ranking"]["scores"].items()}
-        labels = ", ".join(label["name"] for label in found["labels"] if label["applies"])
-        run = found["result"]
-        rows.append([
-            f"{run['method']} {run['env']}", f"{run['normalized_return']:.2f}", ranks["learned"], ranks["untrained"],
-            f"{found['distance']['mixed']['learned']['distance']:.2f}", f"{found['steps']['expert_above_own']:.2f}",
-            *(" / ".join(f"{np.mean(x[name]):.0f}" for name in ("learned", "true", "constant"))
-              if (x := found.get("retraining", {}).get("returns", {}).get(who)) else "" for who in ("loop", "sb3")),
-            labels or "none",
-        ])  # fmt: skip
-    header = [
-        "run", "policy, normalised", "ranking", "untrained's", "distance", "expert above own",
-        "fresh, loop: learned / true / constant", "fresh, sb3", "failures",
-    ]  # fmt: skip
-    return markdown_table(header, rows)
+        distance = {name: f"{x['distance']:.2f}" for name, x in found["distance"]["mixed"].items()}
+        fresh, run = found.get("retraining", {}).get("returns", {}), found["result"]
+        rows.append({
+            "run": f"{run['method']} {run['env']}",
+            "policy, normalised": f"{run['normalized_return']:.2f}",
+            "ranking": ranks["learned"], "untrained's": ranks["untrained"],
+            "distance": distance["learned"], "a constant's": distance["constant"],
+            "expert above own": f"{found['steps']['expert_above_own']:.2f}",
+            **{
+                f"fresh by {who}: learned / true / constant": " / ".join(
+                    f"{np.mean(x[name]):.0f}" for name in ("learned", "true", "constant")
+                )
+                for who, x in fresh.items()
+            },
+            "failures": ", ".join(label["name"] for label in found["labels"] if label["applies"]) or "none",
+        })  # fmt: skip
+    table = pd.DataFrame(rows).fillna("")
+    table["failures"] = table.pop("failures")  # last
+    return markdown_table(list(table.columns), table.to_numpy().tolist())
 
 
 def diagnose(folder: Path, config: Config) -> dict:

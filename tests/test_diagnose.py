@@ -122,7 +122,7 @@ def found_with(**ranks) -> dict:
     return {
         "steps": {"expert_above_own": ranks.get("above", 0.6)},
         "ranking": {"scores": scores},
-        "distance": {"mixed": {"learned": {"distance": ranks.get("distance", 0.3)}}},
+        "distance": {"mixed": {"learned": {"distance": ranks.get("distance", 0.3)}, "constant": {"distance": 0.5}}},
     }
 
 
@@ -152,6 +152,7 @@ def subject_with(learned=(0, 1), true=(0, 1), returned=3000.0, share=0.8, length
         (subject_with(), found_with(learned=0.8, above=0.995), {"discriminator_saturated"}),
         (subject_with(), found_with(learned=0.8, above=0.3), {"stale_reward"}),
         (subject_with(), found_with(learned=0.8, distance=0.8), {"distant_reward"}),
+        (subject_with(), found_with(learned=0.8, distance=0.55), {"distant_reward"}),  # a constant has 0.5
     ],
 )
 def test_each_failure_is_labelled_and_nothing_else(subject, found, expected):
