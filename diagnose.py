@@ -1,6 +1,6 @@
 """Is the reward real?  Examines the reward a run ended with, and the policy trained on it.
 
-    python diagnose.py results/custom/Hopper-v4/seed42           # with fresh policies trained on it: an estimated 20 minutes
+    python diagnose.py results/custom/Hopper-v4/seed42       # trains fresh policies on it too: an estimated 20 minutes
     python diagnose.py results/custom/Hopper-v4/seed42 --fast    # without: under a minute
     python diagnose.py results/*/Hopper-v4/seed42 --fast --table rewards.md    # one after the other, a table of them
 
