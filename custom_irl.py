@@ -412,13 +412,14 @@ class RewardNetwork(nn.Module):
 
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic, a value potential and, where the policy may be touched, a clone of the
-    expert that climbs the learned reward by small regressions (`climb`), smaller the nearer it is to the expert. PPO
-    rests meanwhile.
+    expert. One that its reward cannot tell from the expert is kept; any other climbs that reward by small regressions
+    (`climb`), smaller the nearer it is to the expert. PPO rests meanwhile.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
     clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of the first rollouts
     watch_rounds = 5  # rollouts of the finished clone, nearly without noise; V becomes that of the clone, too
+    negligible = 0.15  # a clone from which less than this is missing is kept: near the expert, advantages are noise
     climb_steps = 100  # gradient steps of the policy after each of the other rollouts
     value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5
@@ -576,7 +577,12 @@ class IRLAlgorithm:
         elif self.round < self.clone_rounds + self.watch_rounds:
             self.set_actor(self.clone, logstd=-4.0)
         elif self.round == self.clone_rounds + self.watch_rounds:
-            self.set_actor(self.clone, logstd=-3.0 + 3.0 * self.missing(*rollout))
+            missing = self.missing(*rollout)
+            self.keep = missing < self.negligible
+            self.set_actor(self.clone, logstd=-4.0 if self.keep else -3.0 + 3.0 * missing)
+        elif self.keep:  # every fourth rollout is of bad behaviour still
+            self.fit_policy(self.climb_steps, self.ppo_optimizer.param_groups[0]["lr"])
+            self.set_actor(self.get_actor(), logstd=-4.0 if self.round % 4 else 0.0)
         else:
             self.climb(*rollout, advantages)
             with torch.no_grad():

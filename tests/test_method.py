@@ -287,6 +287,22 @@ def test_rollouts_are_first_of_all_kinds_then_the_clone_then_climb(monkeypatch, 
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), algorithm.clone))
 
 
+def test_a_clone_from_which_nothing_is_missing_is_kept(monkeypatch):
+    """It never climbs, goes on cloning, and acts nearly without noise but for every fourth rollout."""
+    algorithm, policy, demos = with_policy()
+    algorithm.clone_steps, algorithm.climb_steps, logstds = 2, 20, []
+    monkeypatch.setattr(algorithm, "climb", lambda *rollout: pytest.fail("climbed"))
+    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.05)
+    first, errors = algorithm.clone_rounds + algorithm.watch_rounds, []
+    for _ in range(first + 8):
+        for _ in range(5):
+            algorithm.update(*batch(64), torch.zeros(64))
+        logstds.append(policy.actor_logstd.mean().item())
+        errors.append((policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean().item())
+    assert sorted(logstds[first - 1 :]) == [-4.0] * 7 + [0.0] * 2
+    assert errors[-1] < errors[first - 1]
+
+
 def test_nothing_is_missing_from_the_expert_and_at_most_half_from_the_unskilled():
     algorithm, _, demos = with_policy()
     for _ in range(60):
