@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -982,15 +982,69 @@ def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | 
 
 
 def load_run(folder: Path | str, reward_cls: type | None = None) -> tuple[Policy, nn.Module | None]:
-    """The final policy and, given its class, the learned reward network of a finished run."""
+    """The final policy and, given its class, the learned reward network of a finished run.
+
+    Raises:
+        UserError: naming the file that is missing or does not fit.
+    """
     checkpoint = Path(folder) / "checkpoint"
+    for name in ("config.json", "policy.pt", *(["reward_net.pt"] if reward_cls else [])):
+        if not (checkpoint / name).is_file():
+            raise UserError(f"{checkpoint / name}: no such file; expected {folder} to be the folder of a finished run")
     env = make_env(json.loads((checkpoint / "config.json").read_text())["config"]["env"])
     dims = env.observation_space.shape[0], env.action_space.shape[0]
     nets = [Policy(*dims), reward_cls(*dims) if reward_cls else None]
     for net, name in zip(nets, ("policy", "reward_net")):
         if net is not None:
-            net.load_state_dict(torch.load(checkpoint / f"{name}.pt", weights_only=True))
+            try:
+                net.load_state_dict(torch.load(checkpoint / f"{name}.pt", weights_only=True))
+            except RuntimeError:
+                raise UserError(
+                    f"{checkpoint / name}.pt: does not fit {type(net).__name__}; expected its class"
+                ) from None
     return nets[0], nets[1]
+
+
+# ================================================================================================= the reward elsewhere
+Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def as_function(net: Callable[..., torch.Tensor]) -> Reward:
+    """A reward network as a function of arrays: obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim).
+
+    It returns float64 (n,), or a number for a single transition, given without n.
+    """
+
+    def reward(obs: np.ndarray, acts: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            batch = (torch.as_tensor(np.atleast_2d(x), dtype=torch.float32) for x in (obs, acts, next_obs))
+            rewards = net(*batch).numpy().astype(float)
+        return rewards if np.ndim(obs) == 2 else rewards[0]
+
+    return reward
+
+
+def load_reward(folder: Path | str, reward_cls: type = RewardNetwork) -> Reward:
+    """The reward that a finished run ended with, as `as_function` gives it. `reward_cls`: the class of its network."""
+    return as_function(load_run(folder, reward_cls)[1])
+
+
+class LearnedReward(gym.Wrapper):
+    """Pays a Reward for every step; the environment's own is info["true_reward"]."""
+
+    def __init__(self, env: gym.Env, reward: Reward):
+        super().__init__(env)
+        self.reward = reward
+
+    def reset(self, **kwargs):
+        self.obs, info = self.env.reset(**kwargs)
+        return self.obs, info
+
+    def step(self, action):
+        next_obs, true_reward, terminated, truncated, info = self.env.step(action)
+        reward = float(self.reward(self.obs, action, next_obs))
+        self.obs = next_obs
+        return next_obs, reward, terminated, truncated, {**info, "true_reward": true_reward}
 
 
 # ================================================================================================================= main

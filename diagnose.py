@@ -44,7 +44,6 @@ import matplotlib.pyplot as plt
 DEMOS = irl.ROOT / "demos"
 GAMMA = 0.99  # of the loop, and of every shaping term that the distance must not see
 SEGMENT = 100  # steps; segments of one length cannot be told apart by length
-Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # obs, acts, next_obs -> (n,)
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,10 @@ class Subject:
     metrics: pd.DataFrame
     env_id: str
     act: Callable[[np.ndarray], np.ndarray]
-    rewards: dict[str, Reward]  # "learned", its parts where it has any, and the controls
+    rewards: dict[str, irl.Reward]  # "learned", its parts where it has any, and the controls
 
     @property
-    def learned(self) -> Reward:
+    def learned(self) -> irl.Reward:
         return self.rewards["learned"]
 
 
@@ -95,20 +94,11 @@ class Steps:
     def __len__(self) -> int:
         return len(self.obs)
 
-    def pay(self, reward: Reward) -> np.ndarray:
+    def pay(self, reward: irl.Reward) -> np.ndarray:
         return reward(self.obs, self.acts, self.next_obs)
 
 
 # ------------------------------------------------------------------------------------------------------------ subject
-
-
-def network_reward(net: Callable) -> Reward:
-    def reward(obs: np.ndarray, acts: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            arrays = (torch.as_tensor(np.asarray(x), dtype=torch.float32) for x in (obs, acts, next_obs))
-            return net(*arrays).numpy().astype(float)
-
-    return reward
 
 
 def policy_action(policy: irl.Policy, space: gym.spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
@@ -135,11 +125,11 @@ def load_subject(folder: Path) -> Subject:
     env = irl.make_env(env_id)
     torch.manual_seed(0)
     untrained = REWARDS[method](env.observation_space.shape[0], env.action_space.shape[0])
-    rewards = {"learned": network_reward(net)}
+    rewards = {"learned": irl.as_function(net)}
     if hasattr(net, "g") and hasattr(net, "features"):  # the parts of a shaped reward
-        rewards["g alone"] = network_reward(net.g)
-        rewards["h alone"] = network_reward(lambda o, a, n: net(o, a, n) - net.g(o, a, n))
-    rewards["untrained"] = network_reward(untrained)
+        rewards["g alone"] = irl.as_function(net.g)
+        rewards["h alone"] = irl.as_function(lambda o, a, n: net(o, a, n) - net.g(o, a, n))
+    rewards["untrained"] = irl.as_function(untrained)
     rewards["constant"] = lambda obs, acts, next_obs: np.ones(len(obs))
     metrics = pd.read_csv(folder / "metrics.csv")
     return Subject(folder, result, metrics, env_id, policy_action(policy, env.action_space), rewards)
@@ -290,7 +280,7 @@ def examine_ranking(subject: Subject, bank: list[Steps], rng: np.random.Generato
 
 
 def random_values(
-    env: gym.Env, states: list, rewards: dict[str, Reward], rng, horizon: int = 400
+    env: gym.Env, states: list, rewards: dict[str, irl.Reward], rng, horizon: int = 400
 ) -> dict[str, np.ndarray]:
     """V(s) of uniformly random actions under each reward and the "true" one, one episode a state (Monte Carlo)."""
     values = {name: np.zeros(len(states)) for name in [*rewards, "true"]}
@@ -517,7 +507,7 @@ def examine_perturbed(subject: Subject, bank: list[Steps], episodes: int, seed: 
 class Pay(nn.Module):
     """A Reward as the network that learners ask."""
 
-    def __init__(self, reward: Reward):
+    def __init__(self, reward: irl.Reward):
         super().__init__()
         self.reward = reward
 
@@ -542,15 +532,15 @@ def retrain(job: Retraining) -> float:
     torch.set_num_threads(1)
     subject = load_subject(job.folder)
     torch.manual_seed(job.seed), np.random.seed(job.seed)
-    net = None if job.reward == "true" else Pay(subject.rewards[job.reward])
+    reward = None if job.reward == "true" else subject.rewards[job.reward]
     if job.learner == "sb3":
-        policy, _ = train_sb3(subject.env_id, net, job.seed, job.steps, progress=False)
+        policy, _ = train_sb3(subject.env_id, reward, job.seed, job.steps, progress=False)
     else:
-        args = irl.Args(subject.env_id, job.seed, job.steps, true_reward=net is None)
+        args = irl.Args(subject.env_id, job.seed, job.steps, true_reward=reward is None)
         envs = irl.VectorEnv(subject.env_id, args.num_envs, job.seed)
         for env in envs.envs:
             perturb(env, *job.world)
-        state = irl.start_training(lambda *dims: net, irl.FrozenReward, args, envs, None)
+        state = irl.start_training(lambda *dims: Pay(reward), irl.FrozenReward, args, envs, None)
         for _ in range(args.num_rounds):
             irl.train_round(state, envs, args)
         policy = state["policy"]

@@ -18,7 +18,7 @@ from imitation.algorithms import bc
 from imitation.algorithms.adversarial.airl import AIRL
 from imitation.algorithms.adversarial.gail import GAIL
 from imitation.data.types import Transitions
-from imitation.rewards.reward_nets import BasicRewardNet, BasicShapedRewardNet
+from imitation.rewards.reward_nets import BasicRewardNet, BasicShapedRewardNet, RewardNet
 from imitation.util import logger
 from imitation.util.networks import RunningNorm
 from stable_baselines3 import PPO
@@ -27,6 +27,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 import custom_irl as irl
 from benchmark.retrain import EvaluatedPolicy
+
+
+class ImitationReward(RewardNet):
+    """A learned reward network as imitation's, for its trainers and wrappers: ImitationReward(*spaces, net)."""
+
+    def __init__(self, observation_space, action_space, net: nn.Module):
+        super().__init__(observation_space, action_space)
+        self.net = net
+
+    def forward(self, state, action, next_state, done):
+        return self.net(state, action, next_state)
+
 
 NETWORKS = dict(net_arch=dict(pi=[256, 256], vf=[256, 256]), activation_fn=nn.Tanh)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 
 import custom_irl as irl
 from baselines.airl import AIRLReward
@@ -50,32 +51,6 @@ ZOO = {
         gae_lambda=0.95, max_grad_norm=1.0, vf_coef=0.871923,
     ),
 }  # fmt: skip
-
-
-class LearnedReward(VecEnvWrapper):
-    """Environments that pay a reward network's reward. The true one stays in Monitor's episode statistics."""
-
-    def __init__(self, venv, reward_net: nn.Module):
-        super().__init__(venv)
-        self.reward_net = reward_net
-
-    def reset(self) -> np.ndarray:
-        self.obs = self.venv.reset()
-        return self.obs
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self.actions = actions
-        self.venv.step_async(actions)
-
-    def step_wait(self):
-        obs, _, dones, infos = self.venv.step_wait()
-        # an ended environment shows its next episode's first observation; the reward is of the step that was made
-        reached = [info["terminal_observation"] if done else o for o, done, info in zip(obs, dones, infos)]
-        batch = (torch.as_tensor(np.asarray(x), dtype=torch.float32) for x in (self.obs, self.actions, reached))
-        with torch.no_grad():
-            rewards = self.reward_net(*batch).numpy()
-        self.obs = obs
-        return obs, rewards, dones, infos
 
 
 class Normalize(nn.Module):
@@ -115,13 +90,14 @@ class Returns(BaseCallback):
 
 
 def train(
-    env_id: str, reward_net: nn.Module | None, seed: int, steps: int, progress: bool
+    env_id: str, reward: irl.Reward | None, seed: int, steps: int, progress: bool
 ) -> tuple[EvaluatedPolicy, list[dict]]:
-    """A policy trained on `reward_net`, or on the true reward if that is None; and rows for metrics.csv."""
+    """A policy trained on `reward`, or on the true one if that is None; and rows for metrics.csv."""
     if env_id not in ZOO:
         raise irl.UserError(f"--env {env_id}: rl-zoo3's settings are here for {', '.join(ZOO)} alone")
-    envs = make_vec_env(lambda: irl.make_env(env_id), 1, seed=seed)
-    envs = VecNormalize(LearnedReward(envs, reward_net) if reward_net else envs, gamma=ZOO[env_id]["gamma"])
+    wrapper = partial(irl.LearnedReward, reward=reward) if reward else None  # around Monitor, which notes the true one
+    envs = make_vec_env(lambda: irl.make_env(env_id), 1, seed=seed, wrapper_class=wrapper)
+    envs = VecNormalize(envs, gamma=ZOO[env_id]["gamma"])
     ppo = PPO("MlpPolicy", envs, n_steps=512, seed=seed, device="cpu", **ZOO[env_id])
     callback = Returns()
     ppo.learn(steps, callback=callback, progress_bar=progress)
@@ -147,7 +123,8 @@ def run(args: irl.Args) -> dict:
         return result
     origin, seconds = irl.provenance(), {}
     with irl.timed(seconds, "training"):
-        policy, rows = train(args.env, reward_net, args.seed, args.num_rounds * args.batch_size, sys.stderr.isatty())
+        reward = irl.as_function(reward_net) if reward_net else None
+        policy, rows = train(args.env, reward, args.seed, args.num_rounds * args.batch_size, sys.stderr.isatty())
     irl.write_metrics(folder / "metrics.csv", rows)
     state = {"policy": policy, "reward_net": reward_net, "round": args.num_rounds, "seconds": seconds}
     return irl.write_result(folder, description | origin, args, state, irl.load_card(args.demos_path), 0)

@@ -14,35 +14,6 @@ from benchmark import launch, retrain
 from conftest import command
 
 
-class Remember(torch.nn.Module):
-    """A reward of which every argument can be read back."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def forward(self, obs, acts, next_obs):
-        self.seen.append((obs, acts, next_obs))
-        return obs.sum(1) + 10 * acts.sum(1) + 100 * next_obs.sum(1)
-
-
-def test_it_is_paid_the_learned_reward_of_the_step_that_was_made():
-    """Also of the step that ends an episode: of its last observation, not of the next episode's first."""
-    net = Remember()
-    envs = retrain.LearnedReward(make_vec_env(lambda: irl.make_env("Hopper-v4"), 1, seed=3), net)
-    obs, ends, rng = envs.reset(), 0, np.random.default_rng(0)
-    for _ in range(200):
-        action = rng.uniform(-1, 1, (1, 3)).astype(np.float32)
-        next_obs, rewards, dones, infos = envs.step(action)
-        reached = infos[0]["terminal_observation"][None] if dones[0] else next_obs
-        ends += dones[0]
-        for given, expected in zip(net.seen[-1], (obs, action, reached)):
-            np.testing.assert_allclose(given.numpy(), expected, rtol=1e-6)
-        assert rewards[0] == pytest.approx((obs.sum() + 10 * action.sum() + 100 * reached.sum()), rel=1e-3, abs=1e-2)
-        obs = next_obs
-    assert ends > 2
-
-
 def test_the_evaluated_policy_sees_observations_as_in_training():
     envs = VecNormalize(make_vec_env(lambda: irl.make_env("Hopper-v4"), 1, seed=3))
     ppo = PPO("MlpPolicy", envs, n_steps=64, batch_size=32, seed=1, policy_kwargs=retrain.NETWORKS)
