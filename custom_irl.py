@@ -1010,16 +1010,11 @@ Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def as_function(net: Callable[..., torch.Tensor]) -> Reward:
-    """A reward network as a function of arrays: obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim).
-
-    It returns float64 (n,), or a number for a single transition, given without n.
-    """
+    """A reward network as a function of arrays obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim) to (n,)."""
 
     def reward(obs: np.ndarray, acts: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            batch = (torch.as_tensor(np.atleast_2d(x), dtype=torch.float32) for x in (obs, acts, next_obs))
-            rewards = net(*batch).numpy().astype(float)
-        return rewards if np.ndim(obs) == 2 else rewards[0]
+            return net(*(torch.as_tensor(x, dtype=torch.float32) for x in (obs, acts, next_obs))).numpy().astype(float)
 
     return reward
 
@@ -1042,7 +1037,7 @@ class LearnedReward(gym.Wrapper):
 
     def step(self, action):
         next_obs, true_reward, terminated, truncated, info = self.env.step(action)
-        reward = float(self.reward(self.obs, action, next_obs))
+        reward = float(self.reward(self.obs[None], np.asarray(action)[None], next_obs[None])[0])
         self.obs = next_obs
         return next_obs, reward, terminated, truncated, {**info, "true_reward": true_reward}
 
