@@ -1010,7 +1010,7 @@ Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def as_function(net: Callable[..., torch.Tensor]) -> Reward:
-    """A reward network as a function of arrays obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim) to (n,)."""
+    """A network as a function of arrays obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim); rewards (n,)."""
 
     def reward(obs: np.ndarray, acts: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
         with torch.no_grad():
