@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 from imitation.algorithms import bc
 from imitation.algorithms.adversarial.airl import AIRL
+from imitation.algorithms.adversarial.common import AdversarialTrainer
 from imitation.algorithms.adversarial.gail import GAIL
 from imitation.data.types import Transitions
 from imitation.rewards.reward_nets import BasicRewardNet, BasicShapedRewardNet, RewardNet
@@ -68,8 +69,8 @@ def train_bc(args: irl.Args, demos: Transitions, envs, rows: list[dict]) -> Acto
     return trainer.policy
 
 
-def train_adversarial(trainer_cls: type, args: irl.Args, demos: Transitions, envs, rows: list[dict]):
-    """imitation's GAIL with BasicRewardNet or AIRL with BasicShapedRewardNet; a row of metrics a round."""
+def make_trainer(trainer_cls: type, args: irl.Args, demos: Transitions, envs) -> AdversarialTrainer:
+    """imitation's GAIL with BasicRewardNet or AIRL with BasicShapedRewardNet."""
     spaces = envs.observation_space, envs.action_space
     if trainer_cls is AIRL:
         sizes = dict(reward_hid_sizes=(256, 256), potential_hid_sizes=(256, 256))
@@ -78,13 +79,19 @@ def train_adversarial(trainer_cls: type, args: irl.Args, demos: Transitions, env
         reward_net = BasicRewardNet(
             *spaces, use_next_state=True, normalize_input_layer=RunningNorm, hid_sizes=(256, 256)
         )
-    ppo = make_ppo(args, envs)
-    trainer = trainer_cls(
-        demonstrations=demos, demo_batch_size=min(args.irl_batch_size, len(demos)), venv=envs, gen_algo=ppo,
+    return trainer_cls(
+        demonstrations=demos, demo_batch_size=min(args.irl_batch_size, len(demos)), venv=envs,
+        gen_algo=make_ppo(args, envs),
         reward_net=reward_net, n_disc_updates_per_round=args.n_irl_updates_per_round,
         gen_replay_buffer_capacity=args.batch_size, disc_opt_kwargs=dict(lr=args.irl_lr), allow_variable_horizon=True,
         custom_logger=logger.configure(format_strs=[]),
     )  # fmt: skip
+
+
+def train_adversarial(trainer_cls: type, args: irl.Args, demos: Transitions, envs, rows: list[dict]):
+    """A row of metrics a round; returns the policy."""
+    trainer = make_trainer(trainer_cls, args, demos, envs)
+    ppo = trainer.gen_algo
 
     def note(round_: int) -> None:
         returns = [episode["r"] for episode in ppo.ep_info_buffer]
@@ -97,16 +104,19 @@ def train_adversarial(trainer_cls: type, args: irl.Args, demos: Transitions, env
 PEERS = {"bc": train_bc, "gail": partial(train_adversarial, GAIL), "airl": partial(train_adversarial, AIRL)}
 
 
+def as_transitions(demos: dict[str, torch.Tensor]) -> Transitions:
+    n = len(demos["obs"])
+    arrays = {key: array.numpy() for key, array in demos.items()}
+    return Transitions(**arrays, dones=np.zeros(n, bool), infos=np.array([{}] * n))
+
+
 def run(peer: str, args: irl.Args) -> dict:
     """Trains and evaluates one of PEERS and writes its folder as custom_irl.run does."""
     random.seed(args.seed), np.random.seed(args.seed), torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     envs = make_vec_env(lambda: irl.make_env(args.env), args.num_envs, seed=args.seed)
     dims = envs.observation_space.shape[0], envs.action_space.shape[0]
-    data = irl.load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
-    n = len(data["obs"])
-    arrays = {key: array.numpy() for key, array in data.items()}
-    demos = Transitions(**arrays, dones=np.zeros(n, bool), infos=np.array([{}] * n))
+    demos = as_transitions(irl.load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample))
     method = f"imitation-{peer}"
     folder, description = args.folder(method), irl.describe_run(args, method, (EvaluatedPolicy, train_bc))
     if (result := irl.open_folder(folder, description, args.overwrite)) is not None:
@@ -117,7 +127,7 @@ def run(peer: str, args: irl.Args) -> dict:
     irl.write_metrics(folder / "metrics.csv", rows)
     rounds = 0 if peer == "bc" else args.num_rounds
     state = {"policy": EvaluatedPolicy(policy), "reward_net": None, "round": rounds, "seconds": seconds}
-    return irl.write_result(folder, description | origin, args, state, irl.load_card(args.demos_path), n)
+    return irl.write_result(folder, description | origin, args, state, irl.load_card(args.demos_path), len(demos))
 
 
 def main() -> None:
