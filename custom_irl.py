@@ -83,6 +83,8 @@ class Args:
     """a look, not a result: 20,480 steps whatever --total-timesteps says, marked as quick everywhere"""
     overwrite: bool = False
     """replace the run of another configuration or code in the same folder"""
+    tensorboard: bool = False
+    """also log what metrics.csv holds for TensorBoard, in the run's folder"""
 
     irl_lr: float = 3e-4
     """learning rate of the reward"""
@@ -153,8 +155,8 @@ class Args:
             self.panel: self.panel != "dense",
         }
         told = (
-            "env", "seed", "out", "overwrite", "quick", "total_timesteps", "no_policy_access", "true_reward",
-            "frozen_reward", "demo_episodes", "demo_subsample",
+            "env", "seed", "out", "overwrite", "tensorboard", "quick", "total_timesteps", "no_policy_access",
+            "true_reward", "frozen_reward", "demo_episodes", "demo_subsample",
         )  # fmt: skip
         for field in fields(self):
             value = getattr(self, field.name)
@@ -168,10 +170,10 @@ class Args:
 
 
 # ========================================================================================================= environments
-def make_env(env_id: str) -> gym.Env:
-    """An environment with flat Box spaces; UserError for anything else."""
+def make_env(env_id: str, **kwargs) -> gym.Env:
+    """An environment with flat Box spaces; UserError for anything else. `kwargs` go to gym.make."""
     try:
-        env = gym.make(env_id, disable_env_checker=True)
+        env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except gym.error.Error as error:
         raise UserError(f"--env {env_id}: {str(error).splitlines()[0]}") from None
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
@@ -867,7 +869,8 @@ def provenance() -> dict:
 
 def describe_run(args: Args, method: str, classes: tuple[type, ...]) -> dict[str, dict]:
     """All that has to be equal for two runs to give the same numbers: method, configuration, demos, code, versions."""
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items() if k not in ("out", "overwrite")}
+    told = ("out", "overwrite", "tensorboard")  # these change no number
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items() if k not in told}
     files = {Path(__file__).resolve(), *(Path(inspect.getfile(c)).resolve() for c in classes)}
     return {
         "config": {"method": method, **config},
@@ -882,6 +885,26 @@ def write_metrics(path: Path, rows: list[dict]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="") as f:
         writer = csv.DictWriter(f, dict.fromkeys(key for row in rows for key in row))
         writer.writeheader(), writer.writerows(rows)
+
+
+@contextmanager
+def event_log(folder: Path | None, done: int) -> Iterator[Callable[[dict], None]]:
+    """Gives a function that logs a row of metrics.csv, after `done` steps, for TensorBoard in `folder`; None: nowhere."""
+    if folder is None:
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: expected the package tensorboard to be installed") from None
+    with SummaryWriter(folder, purge_step=done + 1) as writer:
+
+        def log(row: dict) -> None:
+            for name, value in row.items():
+                if value != "" and name not in ("round", "steps"):
+                    writer.add_scalar(name, value, row["steps"])
+
+        yield log
 
 
 def save_training(path: Path, state: dict, envs: VectorEnv) -> None:
@@ -938,7 +961,7 @@ def open_folder(folder: Path, run: dict, overwrite: bool) -> dict | None:
             return json.loads(result.read_text()) if result.exists() else None
         if not overwrite:
             raise UserError(f"{folder}: another run ({', '.join(changed)} differ); --overwrite it or change --out")
-        for old in (result, folder / "metrics.csv", *config.parent.iterdir()):
+        for old in (result, folder / "metrics.csv", *folder.glob("tensorboard/*"), *config.parent.iterdir()):
             old.unlink(missing_ok=True)
     with replacing(config) as temporary:
         temporary.write_text(json.dumps(run, indent=2) + "\n")
@@ -1167,11 +1190,15 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals:
         state = start_training(reward_cls, algorithm_cls, args, envs, demos)
     total, done = args.num_rounds * args.batch_size, state["round"] * args.batch_size
     name = f"{method} {args.env} seed {args.seed}"
-    with tqdm(total=total, initial=done, desc=name, unit="step", unit_scale=True, disable=None) as bar:
+    with (
+        tqdm(total=total, initial=done, desc=name, unit="step", unit_scale=True, disable=None) as bar,
+        event_log(folder / "tensorboard" if args.tensorboard else None, done) as log,
+    ):
         while state["round"] < args.num_rounds and not signals:
             row = train_round(state, envs, args)
             with timed(state["seconds"], "logging"):
                 state["rows"].append(row)
+                log(row)
                 write_metrics(folder / "metrics.csv", state["rows"])
                 if state["round"] % CHECKPOINT_EVERY == 0:
                     save_training(unfinished, state, envs)

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import custom_irl as irl
 from conftest import ROOT, command
@@ -55,6 +56,17 @@ def test_files_of_a_run(tiny_run):
               "clip_fraction", "ppo_value_loss", "explained_variance", "steps_per_second", "irl/g"}  # fmt: skip
     assert wanted <= set(rows[0])
     assert result["schema"] == 1 and result["labels"] == ["4096-steps"] and result["panel"] == "dense"
+
+
+def test_tensorboard_shows_what_metrics_csv_holds_also_of_a_resumed_run(tmp_path):
+    """Only the flag is new: it may be given to go on with a run, which stays the same run."""
+    train(tmp_path, "run", env="Hopper-v4", signals=After(3))
+    assert train(tmp_path, "run", env="Hopper-v4", tensorboard=True)["labels"] == ["2048-steps", "num-steps-32"]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert set(events.Tags()["scalars"]) == set(rows[0]) - {"round", "steps"}
+    logged = {event.step: event.value for event in events.Scalars("ppo_value_loss")}
+    assert logged == {int(row["steps"]): pytest.approx(float(row["ppo_value_loss"])) for row in rows[3:]}
 
 
 def test_a_reloaded_policy_evaluates_to_the_same_returns(tiny_run):

@@ -1,0 +1,105 @@
+"""A trained policy as a short film, an animated GIF, with the expert beside it where the project has one:
+
+    python -m benchmark.watch results/custom/Hopper-v4/seed42                  # RUN_DIR/watch.gif
+    python -m benchmark.watch results/custom/Hopper-v4/seed42 --seconds 20 --seed 3 --out hopper.gif
+
+Both start from the same state and act deterministically. Drawn without a screen: MuJoCo needs EGL for that (Debian and
+Ubuntu: `apt install libegl1`), or OSMesa (`apt install libosmesa6`) and MUJOCO_GL=osmesa. On macOS it needs neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported, so before the environments
+
+import custom_irl as irl
+from demos.generate import Expert
+from diagnose import policy_action
+
+WIDTH, HEIGHT, FRAMES_PER_SECOND = 320, 240, 25
+
+
+@dataclass(frozen=True)
+class Config:
+    run: tyro.conf.Positional[Path]
+    """folder of a finished run"""
+    out: Path | None = None
+    """the film; default: RUN_DIR/watch.gif"""
+    seconds: float = 8.0
+    """of the simulation, at its own pace"""
+    seed: int = 1
+    """of the initial state"""
+
+
+def film(env_id: str, act: Callable[[np.ndarray], np.ndarray], title: str, config: Config) -> list[Image.Image]:
+    """Frames of one episode; the last one is repeated if it ends before its time."""
+    env = irl.make_env(env_id, render_mode="rgb_array", width=WIDTH, height=HEIGHT)
+    n_frames = max(1, int(config.seconds * FRAMES_PER_SECOND))
+    steps_per_frame = 1 / (env.unwrapped.dt * FRAMES_PER_SECOND)
+    obs, _ = env.reset(seed=config.seed)
+    frames, total, steps, done = [], 0.0, 0, False
+    for k in tqdm(range(n_frames), desc=title, disable=None):
+        while not done and steps < k * steps_per_frame:
+            obs, reward, terminated, truncated, _ = env.step(act(obs))
+            total, steps, done = total + float(reward), steps + 1, terminated or truncated
+        frame = Image.fromarray(env.render()) if not done or not frames else frames[-1].copy()
+        draw = ImageDraw.Draw(frame)
+        draw.rectangle((0, 0, WIDTH, 16), fill="white")
+        draw.text((4, 2), f"{title}: return {total:.0f} after {steps} steps{', ended' if done else ''}", fill="black")
+        frames.append(frame)
+    env.close()
+    return frames
+
+
+def films(config: Config) -> list[list[Image.Image]]:
+    """One of the policy and, where the project has the expert, one of it."""
+    policy, _ = irl.load_run(config.run)
+    trained = json.loads((config.run / "checkpoint" / "config.json").read_text())["config"]
+    env_id, expert = trained["env"], irl.ROOT / "demos" / f"{trained['env']}.expert.npz"
+    actors = {f"{trained['method']}, seed {trained['seed']}": policy_action(policy, irl.make_env(env_id).action_space)}
+    if expert.is_file():
+        actors["expert"] = Expert.load(expert)
+    return [film(env_id, act, title, config) for title, act in actors.items()]
+
+
+def watch(config: Config) -> Path:
+    """Writes the film and returns its path; UserError where there is no run or nothing to draw with."""
+    try:
+        columns = zip(*films(config))
+    except irl.UserError:
+        raise
+    except Exception as error:  # which one depends on the library that is missing; a user can mend only that
+        backend, reason = os.environ.get("MUJOCO_GL", "not set"), (str(error).splitlines() or [repr(error)])[0]
+        raise irl.UserError(
+            f"MUJOCO_GL is {backend}: cannot draw ({reason}); expected egl with libegl1 or osmesa with libosmesa6"
+        ) from None
+    pages = [Image.fromarray(np.hstack([np.asarray(frame) for frame in frames])) for frames in columns]
+    out = config.out or config.run / "watch.gif"
+    with irl.replacing(out) as temporary:
+        pages[0].save(
+            temporary, format="GIF", save_all=True, append_images=pages[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
+        )
+    return out
+
+
+def main() -> None:
+    try:
+        print(watch(tyro.cli(Config, description=__doc__)))
+    except irl.UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
