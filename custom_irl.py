@@ -889,7 +889,7 @@ def write_metrics(path: Path, rows: list[dict]) -> None:
 
 @contextmanager
 def event_log(folder: Path | None, done: int) -> Iterator[Callable[[dict], None]]:
-    """Gives a function that logs a row of metrics.csv, after `done` steps, for TensorBoard in `folder`; None: nowhere."""
+    """Gives a function that logs a row of metrics.csv, after `done` steps, for TensorBoard in `folder`, if any."""
     if folder is None:
         yield lambda row: None
         return
