@@ -283,7 +283,6 @@ def main() -> None:
         for env_id in config.envs:
             rows += measure(env_id, config, bar)
     commands = {env_id: measure_commands(env_id) for env_id in config.envs}
-    config.out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     with irl.replacing(config.out / "speed.csv") as temporary:
         table.to_csv(temporary, index=False)
