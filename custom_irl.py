@@ -66,7 +66,7 @@ class Args:
     num_steps: int = 256
     """steps of each environment in a rollout"""
     demos: Path | None = None
-    """demonstrations (.npz, see demos/README.md); default: demos/ENV.npz"""
+    """demonstrations, in any of the formats of demos/formats.py; default: demos/ENV.npz"""
     demo_episodes: int = 50
     """how many of its episodes to use, from the first on"""
     demo_subsample: int = 1
@@ -236,22 +236,30 @@ class VectorEnv:
 
 
 # ================================================================================================================ demos
-def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> dict[str, torch.Tensor]:
-    """Every `subsample`-th transition of the first `episodes` episodes of an .npz written by demos/generate.py.
+def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of `keys` that an .npz of plain arrays holds; UserError if it is not one."""
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            return {key: f[key] for key in keys if key in f.files}
+    except Exception as error:  # truncated, pickled, not an archive: NumPy and zipfile raise errors of many kinds
+        raise UserError(f"{path}: not a readable .npz of plain arrays ({str(error).splitlines()[0]})") from None
 
-    Returns float32 tensors obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim). No reward is stored there.
+
+def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> dict[str, torch.Tensor]:
+    """Every `subsample`-th transition of the first `episodes` episodes of an .npz as demos/README.md describes it.
+
+    Other formats go through demos/formats.py. Returns float32 tensors obs (n, obs_dim), acts (n, action_dim), next_obs
+    (n, obs_dim). Rewards are not read, and this project's demonstrations hold none.
 
     Raises:
         UserError: naming the file, the key and what was expected, if the file does not hold that.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected demonstrations (.npz, see demos/README.md)")
-    try:
-        with np.load(path, allow_pickle=False) as f:
-            data = {key: f[key] for key in ("obs", "acts", "lengths") if key in f.files}
-    except Exception as error:  # truncated, pickled, not an archive: NumPy and zipfile raise errors of many kinds
-        raise UserError(f"{path}: not a readable .npz of plain arrays ({str(error).splitlines()[0]})") from None
-    if missing := {"obs", "acts", "lengths"} - set(data):
+    data = read_npz(path, ("obs", "acts", "lengths")) if path.suffix == ".npz" and path.is_file() else {}
+    if "lengths" not in data:
+        from demos.formats import pack, read  # here, so that this file runs without them on this project's own
+
+        data = pack(read(path))
+    if missing := {"obs", "acts"} - set(data):
         raise UserError(f"{path}: key '{min(missing)}' is missing; expected obs, acts and lengths")
     lengths = data["lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
@@ -851,7 +859,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file, or of all files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
 
 
 def provenance() -> dict:
@@ -1243,4 +1255,5 @@ def main(reward_cls: type, algorithm_cls: type, method: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["custom_irl"] = sys.modules["__main__"]  # demos/formats.py imports this module, not a second copy of it
     main(RewardNetwork, IRLAlgorithm, method="custom")

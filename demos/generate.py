@@ -1,9 +1,9 @@
 """Train an expert with stable-baselines3's PPO, then record its demonstrations and their card.
 
-    python demos/generate.py --env Hopper-v4                # train (resumable), then record
-    python demos/generate.py --env Hopper-v4 --record-only  # record again from the stored weights, in seconds
-    python demos/generate.py --env Hopper-v4 --record-only --noise 0.1 --out /tmp/noisy   # noisy copies elsewhere
-    python demos/generate.py --env Hopper-v4 --bank         # after training: behaviour of mixed quality, for diagnosis
+    python -m demos.generate --env Hopper-v4                # train (resumable), then record
+    python -m demos.generate --env Hopper-v4 --record-only  # record again from the stored weights, in seconds
+    python -m demos.generate --env Hopper-v4 --record-only --noise 0.1 --out /tmp/noisy   # noisy copies elsewhere
+    python -m demos.generate --env Hopper-v4 --bank         # after training: behaviour of mixed quality, for diagnosis
 
 Per environment this writes, to `--out` (this folder by default):
 
@@ -38,10 +38,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm import tqdm
 
+from custom_irl import replacing, sha256
+from demos.formats import Episode, pack
+from report import write_cards_table
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-from custom_irl import replacing, sha256  # noqa: E402
-from report import write_cards_table  # noqa: E402
 
 # One range of reset seeds for each purpose, so that no two purposes share an initial state.
 SEEDS = {"demos": 10_000, "fresh": 20_000, "random": 30_000, "selection": 40_000, "bank": 50_000}
@@ -140,16 +141,6 @@ class Expert:
             return cls([(f[f"weight{i}"], f[f"bias{i}"]) for i in range(n_layers)], f["low"], f["high"])
 
 
-@dataclass(frozen=True)
-class Episode:
-    """obs (T+1, obs_dim), acts (T, action_dim), rewards (T,), and whether it ended in a terminal state."""
-
-    obs: np.ndarray
-    acts: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
-
-
 def play(env: gym.Env, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Episode:
     """One episode from `env.reset(seed=seed)` under `act`."""
     obs, _ = env.reset(seed=seed)
@@ -162,8 +153,8 @@ def play(env: gym.Env, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Ep
     return Episode(
         np.asarray(observations, np.float32),
         np.asarray(actions, np.float32),
-        np.asarray(rewards, np.float32),
         terminated,
+        np.asarray(rewards, np.float32),
     )
 
 
@@ -280,22 +271,17 @@ def record(args: Config, expert: Expert) -> dict:
 
     files = {kind: args.out / f"{args.env}.{kind}" for kind in ("npz", "rewards.npz", "expert.npz", "json")}
     expert.save(files["expert.npz"])
-    write_npz(
-        files["npz"],
-        obs=np.concatenate([e.obs for e in demos]),
-        acts=np.concatenate([e.acts for e in demos]),
-        lengths=np.array([len(e.acts) for e in demos], np.int64),
-        terminated=np.array([e.terminated for e in demos], bool),
-    )
-    write_npz(files["rewards.npz"], rewards=np.concatenate([e.rewards for e in demos]))
+    arrays = pack(demos)
+    write_npz(files["rewards.npz"], rewards=arrays.pop("rewards"))
+    write_npz(files["npz"], **arrays)
     card = {
         "env": args.env,
         "expert": {"demos": summary(demos), "fresh": summary(fresh), "noise": args.noise},
         "random": summary(uniform),
         "sha256": {path.name: sha256(path) for kind, path in files.items() if kind != "json"},
-        "command": shlex.join(["python", "demos/generate.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "demos.generate", *sys.argv[1:]]),
         "training": {
-            "command": f"python demos/generate.py --env {args.env} --seed {args.seed}",
+            "command": f"python -m demos.generate --env {args.env} --seed {args.seed}",
             "algorithm": "stable-baselines3 PPO",
             "recipe": describe(RECIPES[args.env]),
             "seed": args.seed,
@@ -318,7 +304,7 @@ def bank_policies(args: Config) -> list[tuple[str, Callable]]:
     """(name, policy) of every episode of the bank: checkpoints of the training, noisy experts, random actions."""
     folder, rng = HERE / ".training" / f"{args.env}-seed{args.seed}", np.random.default_rng(args.seed)
     if not (past := read_evaluations(folder)):
-        sys.exit(f"demos/generate.py: {folder}: holds no checkpoints; train the expert here first, without --bank")
+        sys.exit(f"error: {folder}: holds no checkpoints; train the expert here first, without --bank")
     expert = Expert.load(HERE / f"{args.env}.expert.npz")
 
     def noisy(std: float) -> Callable:
@@ -343,14 +329,7 @@ def record_bank(args: Config) -> dict:
         play(env, act, SEEDS["bank"] + i) for i, (_, act) in enumerate(tqdm(policies, desc="bank", disable=None))
     ]
     path = args.out / f"{args.env}.bank.npz"
-    write_npz(
-        path,
-        obs=np.concatenate([e.obs for e in episodes]),
-        acts=np.concatenate([e.acts for e in episodes]),
-        rewards=np.concatenate([e.rewards for e in episodes]),
-        lengths=np.array([len(e.acts) for e in episodes], np.int64),
-        terminated=np.array([e.terminated for e in episodes], bool),
-    )
+    write_npz(path, **pack(episodes))
     card = {
         "env": args.env,
         "episodes": [
@@ -358,7 +337,7 @@ def record_bank(args: Config) -> dict:
             for (name, _), r, e in zip(policies, returns_of(episodes), episodes)
         ],
         "sha256": {path.name: sha256(path)},
-        "command": shlex.join(["python", "demos/generate.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "demos.generate", *sys.argv[1:]]),
         "seeds": [SEEDS["bank"], SEEDS["bank"] + len(episodes) - 1],
         "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
         "date": datetime.now(UTC).date().isoformat(),
@@ -377,10 +356,10 @@ def describe(recipe: Recipe) -> dict:
 
 def main(args: Config) -> None:
     if args.env not in RECIPES:
-        sys.exit(f"demos/generate.py: --env {args.env}: no recipe; expected one of {', '.join(RECIPES)}")
+        sys.exit(f"error: --env {args.env}: no recipe; expected one of {', '.join(RECIPES)}")
     weights = HERE / f"{args.env}.expert.npz"
     if args.record_only and not weights.exists():
-        sys.exit(f"demos/generate.py: {weights} not found; train the expert first, without --record-only")
+        sys.exit(f"error: {weights} not found; train the expert first, without --record-only")
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings
     if args.bank:
         for row in record_bank(args)["episodes"]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-import sys
 
 import gymnasium as gym
 import numpy as np
@@ -96,8 +95,7 @@ def test_experts_are_good_enough(card):
 
 def test_stored_weights_record_the_stored_episodes_again(card):
     """The first steps only: contacts amplify the last bit, which another processor may round differently."""
-    sys.path.insert(0, str(DEMOS))
-    import generate
+    from demos import generate
 
     expert = generate.Expert.load(DEMOS / f"{card['env']}.expert.npz")
     episode = generate.play(gym.make(card["env"]), expert, card["seeds"]["demos"][0])

@@ -1,7 +1,6 @@
 """The generator of the demonstrations: training that resumes, the folded expert, recording, bad input."""
 
 import json
-import sys
 from dataclasses import replace
 
 import gymnasium as gym
@@ -11,9 +10,7 @@ import torch
 
 import custom_irl as irl
 from conftest import ROOT, command
-
-sys.path.insert(0, str(ROOT / "demos"))
-import generate
+from demos import generate
 
 
 @pytest.fixture
@@ -90,5 +87,5 @@ def test_the_bank_is_what_its_card_says(tmp_path, small, monkeypatch):
     ],
 )
 def test_bad_input_gets_a_clear_line(flags):
-    done = command("demos/generate.py", *flags)
+    done = command("-m", "demos.generate", *flags)
     assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
