@@ -1,6 +1,7 @@
 """Turns the runs under results/ into results/summary.csv, results/summary.md and a learning curve an environment.
 
     python report.py              # what run_all.sh calls at its end
+    python report.py --html       # also results/report.html, one page for a browser; --films adds films to it
     python report.py --publish    # also: the runs that are the benchmark's own into benchmark/, README's table anew
 
 Every number comes from a result.json that a run wrote; runs of another budget, panel or variant are rows of their own.
@@ -41,6 +42,10 @@ class Config:
     """folder with the runs"""
     publish: bool = False
     """merge full runs of committed code into benchmark/results.csv, redraw its curves, rewrite README's table"""
+    html: bool = False
+    """also write RESULTS/report.html, a page for a browser"""
+    films: bool = False
+    """with --html: film the middle seed of every row that has no film yet (benchmark/watch.py says what that needs)"""
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
@@ -350,8 +355,13 @@ def main(config: Config | None = None) -> None:
     draw_curves(read_curves(runs), config.results)
     if config.publish:
         publish(runs)
+    if config.html:
+        from benchmark.page import write_page  # plotly, which nothing else needs
+
+        write_page(runs, config.results / "report.html", config.films)
     print(text)
-    print(f"written to {config.results}: summary.md, summary.csv, curves-*.png")
+    page = ", report.html" if config.html else ""
+    print(f"written to {config.results}: summary.md, summary.csv, curves-*.png{page}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A trained policy as a short film, an animated GIF, with the expert beside it where the project has one:
+"""A trained policy as a short film, with the expert beside it where the project has one:
 
-    python -m benchmark.watch results/custom/Hopper-v4/seed42                  # RUN_DIR/watch.gif
+    python -m benchmark.watch results/custom/Hopper-v4/seed42                  # RUN_DIR/watch.mp4
     python -m benchmark.watch results/custom/Hopper-v4/seed42 --seconds 20 --seed 3 --out hopper.gif
 
 Both start from the same state and act deterministically. Drawn without a screen: MuJoCo needs EGL for that (Debian and
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 import tyro
 from PIL import Image, ImageDraw
@@ -36,7 +38,7 @@ class Config:
     run: tyro.conf.Positional[Path]
     """folder of a finished run"""
     out: Path | None = None
-    """the film; default: RUN_DIR/watch.gif"""
+    """the film, .mp4 or .gif; default: RUN_DIR/watch.mp4"""
     seconds: float = 8.0
     """of the simulation, at its own pace"""
     seed: int = 1
@@ -76,6 +78,9 @@ def films(config: Config) -> list[list[Image.Image]]:
 
 def watch(config: Config) -> Path:
     """Writes the film and returns its path; UserError where there is no run or nothing to draw with."""
+    out = config.out or config.run / "watch.mp4"
+    if out.suffix not in (".mp4", ".gif"):
+        raise irl.UserError(f"--out {out}: expected a name ending in .mp4 or .gif")
     try:
         columns = zip(*films(config))
     except irl.UserError:
@@ -85,12 +90,17 @@ def watch(config: Config) -> Path:
         raise irl.UserError(
             f"MUJOCO_GL is {backend}: cannot draw ({reason}); expected egl with libegl1 or osmesa with libosmesa6"
         ) from None
-    pages = [Image.fromarray(np.hstack([np.asarray(frame) for frame in frames])) for frames in columns]
-    out = config.out or config.run / "watch.gif"
+    pages = [np.hstack([np.asarray(frame) for frame in frames]) for frames in columns]
     with irl.replacing(out) as temporary:
-        pages[0].save(
-            temporary, format="GIF", save_all=True, append_images=pages[1:], duration=1000 // FRAMES_PER_SECOND, loop=0
-        )
+        if out.suffix == ".gif":
+            imageio.mimwrite(temporary, pages, format="GIF", duration=1000 / FRAMES_PER_SECOND, loop=0)
+        else:
+            size, mp4 = pages[0].shape[1::-1], ["-f", "mp4"]  # the temporary name does not say what it is
+            film = imageio_ffmpeg.write_frames(str(temporary), size, fps=FRAMES_PER_SECOND, output_params=mp4)
+            film.send(None)  # starts the encoder
+            for page in pages:
+                film.send(np.ascontiguousarray(page))
+            film.close()
     return out
 
 
