@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -223,15 +223,24 @@ def measure(env_id: str, config: Config, bar: tqdm) -> list[dict]:
     return rows
 
 
+def peak_memory(process: subprocess.Popen) -> float:
+    """Waits for a process; the most memory it held, in MB. Its rusage would count what we held when we forked."""
+    status, peak = Path(f"/proc/{process.pid}/status"), float("nan")
+    while process.poll() is None:
+        if status.exists() and (held := re.search(r"VmHWM:\s*(\d+)", status.read_text())):
+            peak = float(held[1]) / 1024
+        time.sleep(0.05)
+    return peak
+
+
 def measure_commands(env_id: str) -> dict:
     """Of a run of two rollouts, in a process of its own: peak memory (MB), and seconds outside training."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["custom_irl.py", "--env", env_id, "--total-timesteps", "4096", "--out", folder]
         start = time.perf_counter()
-        subprocess.run([sys.executable, *words], cwd=irl.ROOT, check=True, stdout=subprocess.DEVNULL)
-        wall = time.perf_counter() - start
+        process = subprocess.Popen([sys.executable, *words], cwd=irl.ROOT, stdout=subprocess.DEVNULL)
+        peak, wall = peak_memory(process), time.perf_counter() - start
         seconds = json.loads((Path(folder) / "result.json").read_text())["seconds"]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
     return {"start": wall - sum(seconds.values()), "memory": peak}
 
 
