@@ -1,5 +1,6 @@
 """Demonstrations of other projects: round trips with their own libraries, inspection, conversion, bad input."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,28 @@ def test_lerobot_is_read_whatever_the_order_of_its_files(tmp_path):
     pq.write_table(table.take(order[:5]), file)
     pq.write_table(table.take(order[5:]), file.with_name("file-001.parquet"))
     assert_same(episodes, read(tmp_path / "robot"), but=("terminated",))
+
+
+def test_lerobot_agrees_with_the_library():
+    """data/lerobot-0.4.4 was written by lerobot's own writer, from make_episodes(): what it needs cannot be installed
+    beside imitation (gymnasium 1.1). Its reader, too, gave back what we write, once, by hand."""
+    theirs = ROOT / "tests" / "data" / "lerobot-0.4.4"
+    assert_same(make_episodes(), read(theirs), but=("terminated",))
+
+
+def test_lerobot_gets_the_files_its_library_writes(tmp_path):
+    import pyarrow.parquet as pq
+
+    theirs, ours = ROOT / "tests" / "data" / "lerobot-0.4.4", tmp_path / "ours"
+    write("lerobot", ours, make_episodes())
+    infos = [json.loads((folder / "meta" / "info.json").read_text()) for folder in (theirs, ours)]
+    assert infos[0].keys() == infos[1].keys() and infos[0]["features"] == infos[1]["features"]
+    for file in ("data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet", "meta/tasks.parquet"):
+        schemas = [
+            {f.name: str(f.type) for f in pq.read_schema(folder / file) if not f.name.startswith("stats/")}
+            for folder in (theirs, ours)
+        ]
+        assert schemas[0] == schemas[1], file
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
