@@ -52,7 +52,7 @@ def read(path: Path) -> list[Episode]:
         raise UserError(f"{path}: a {name} dataset; expected the package {error.name} to be installed") from None
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing from this {name} dataset") from None
-    except (OSError, ValueError, AssertionError) as error:  # damaged: what the libraries raise then
+    except (OSError, ValueError, TypeError, AssertionError) as error:  # damaged, or observations that are no vectors
         raise UserError(
             f"{path}: not a readable {name} dataset ({(str(error) or repr(error)).splitlines()[0]})"
         ) from None

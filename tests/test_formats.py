@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imitation.data import serialize
+from minari.dataset.minari_storage import MinariStorage
 
 import custom_irl as irl
 from conftest import ROOT, command
@@ -177,6 +178,21 @@ def test_what_is_no_demonstration_gets_one_line(tmp_path):
         with pytest.raises(irl.UserError, match=message) as error:
             read(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_observations_that_are_no_vectors_get_one_line(tmp_path):
+    space = gym.spaces.Dict(goal=gym.spaces.Box(-1, 1, (2,)), state=gym.spaces.Box(-1, 1, (3,)))
+    (tmp_path / "goals").mkdir()
+    storage = MinariStorage.new(tmp_path / "goals" / "data", space, gym.spaces.Box(-1, 1, (1,)))
+    obs = {"goal": np.zeros((3, 2), np.float32), "state": np.zeros((3, 3), np.float32)}
+    acts, ends = np.zeros((2, 1), np.float32), np.array([False, True])
+    buffer = minari.data_collector.EpisodeBuffer(
+        observations=obs, actions=acts, rewards=np.zeros(2), terminations=ends, truncations=~ends, infos={}
+    )
+    storage.update_metadata({"dataset_id": "test/goals-v0", "minari_version": minari.__version__})
+    storage.update_episodes([buffer])
+    with pytest.raises(irl.UserError, match="goals: not a readable minari dataset"):
+        read(tmp_path / "goals")
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
