@@ -61,7 +61,7 @@ def bars(runs: pd.DataFrame, colors: dict[str, str]) -> str:
         )  # fmt: skip
     figure.add_hline(y=1, line_dash="dash", line_color="gray")
     figure.update_layout(showlegend=False, barmode="overlay", yaxis_title="normalised return")
-    return figure_html(figure, 380)
+    return figure_html(figure, 320 + 7 * max(map(len, colors)))  # the names may stand upright below the bars
 
 
 def curves(points: pd.DataFrame, colors: dict[str, str]) -> str:
