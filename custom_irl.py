@@ -592,8 +592,8 @@ class IRLAlgorithm:
             self.keep = missing < self.negligible
             self.set_actor(self.clone, logstd=-4.0 if self.keep or self.round < last else -3.0 + 3.0 * missing)
         elif self.keep:  # every fourth rollout is of bad behaviour still
-            self.fit_policy(self.climb_steps, self.ppo_optimizer.param_groups[0]["lr"])
-            self.set_actor(self.get_actor(), logstd=-4.0 if self.round % 4 else 0.0)
+            self.fit_policy(self.climb_steps, self.ppo_optimizer.param_groups[0]["lr"], *self.hard_rows())
+            self.set_actor(self.get_actor(), logstd=0.0 if self.round % 4 == 1 else -4.0)
         else:
             self.climb(*rollout, advantages)
             with torch.no_grad():
@@ -625,6 +625,16 @@ class IRLAlgorithm:
             rows = [self.random_rows(len(inputs), size) for inputs, _ in sources]
             inputs, outputs = (torch.cat([x[r] for x, r in zip(xs, rows)]) for xs in zip(*sources))
             descend(self.optimizer, (self.policy.actor_mean(inputs) - outputs).square().sum() / size)
+
+    def hard_rows(self, n=2048):
+        """Obs and actions of the expert's, drawn in proportion to the error. What is rare in the demonstrations, as the
+        first steps of an episode are, may decide whether it falls, but hardly counts in a mean.
+        """
+        rows = self.random_rows(len(self.expert["obs"]), 4 * n)
+        obs, acts = self.expert["obs"][rows], self.expert["acts"][rows]
+        with torch.no_grad():
+            hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, n)
+        return obs[hard], acts[hard]
 
     def get_actor(self):
         return [p.detach().clone() for p in self.policy.actor_mean.parameters()]

@@ -252,6 +252,18 @@ def test_the_policy_climbs_the_advantage_and_stays_the_expert_where_the_expert_g
         assert (policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean() < errors + 0.002
 
 
+def test_a_kept_clone_learns_what_is_rare():
+    """Twelve of the 512 expert's actions are unlike the others: they are drawn far more often than they occur."""
+    algorithm, _, demos = with_policy()
+    demos["acts"][::45] = 3.0
+    obs, acts = algorithm.hard_rows(1000)
+    rare = (acts[:, 0] == 3.0).float().mean()
+    assert rare > 3 * 12 / 512
+    for row, act in zip(obs[:20], acts[:20]):  # pairs stay pairs
+        i = (demos["obs"] == row).all(1).nonzero().item()
+        assert torch.equal(demos["acts"][i], act)
+
+
 def test_advantages_are_what_the_returns_exceed_the_value_by():
     _, algorithm, _ = make()
     rollout = batch(256)
@@ -292,6 +304,7 @@ def test_a_clone_from_which_little_is_missing_is_kept(monkeypatch, bad_rollouts)
     """It never climbs, goes on cloning, and acts nearly without noise but for every fourth rollout. What decides is the
     mean of the last five rollouts watched: not one with falls, nor what an episode was before."""
     algorithm, policy, demos = with_policy()
+    demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
     algorithm.clone_steps, algorithm.climb_steps, logstds = 2, 20, []
     monkeypatch.setattr(algorithm, "climb", lambda *rollout: pytest.fail("climbed"))
     first, errors = algorithm.clone_rounds + algorithm.watch_rounds, []
