@@ -27,7 +27,7 @@ def test_launcher_runs_reports_skips_and_resumes(tmp_path):
     while not list(tmp_path.rglob("metrics.csv")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)  # Ctrl-C in the middle of the first runs
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 130 and list(tmp_path.rglob("training.pt")) and not list(tmp_path.rglob("result.json"))
 
     done = command(*words)
