@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
 
 import jinja2
@@ -21,7 +22,7 @@ from plotly.subplots import make_subplots
 from tqdm import tqdm
 
 import report
-from custom_irl import PANELS, ROOT, load_card, replacing
+from custom_irl import PANELS, ROOT, UserError, load_card
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#9467bd", "#bcbd22")
 
@@ -113,18 +114,25 @@ def panels(runs: pd.DataFrame) -> list[dict[str, str]]:
 
 def middle_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Of each row and environment the run with the median return, the lower of two."""
-    ordered = runs[runs["steps"] > 0].sort_values("eval_return_mean")  # imitation's BC keeps no policy of ours
+    ordered = runs[runs["steps"] > 0].sort_values("eval_return_mean")  # imitation's BC takes none, and has no film
     groups = ordered.groupby(["method", "labels", "env"])
     return pd.concat([group.iloc[[(len(group) - 1) // 2]] for _, group in groups]) if len(ordered) else ordered
 
 
 def make_films(runs: pd.DataFrame) -> None:
-    """A film of each of `runs` that has none."""
+    """A film of each of `runs` that has none; why not, where none can be made (imitation's policies are not ours)."""
     from benchmark.watch import Config, watch  # chooses how MuJoCo draws when imported
 
     missing = [Path(folder) for folder in runs["folder"] if not (Path(folder) / "watch.mp4").is_file()]
     for folder in tqdm(missing, desc="films", disable=None):
-        watch(Config(run=folder))
+        try:
+            watch(Config(run=folder))
+        except UserError as error:
+            tqdm.write(f"no film: {error}", file=sys.stderr)
+
+
+def title(run: pd.Series) -> str:
+    return f"{report.row_name(run)}, {run['env']}, seed {run['seed']}: {run['eval_return_mean']:.1f}"
 
 
 def films(runs: pd.DataFrame) -> list[dict[str, str]]:
@@ -133,8 +141,7 @@ def films(runs: pd.DataFrame) -> list[dict[str, str]]:
         path = Path(run["folder"]) / "watch.mp4"
         if path.is_file():
             data = base64.b64encode(path.read_bytes()).decode()
-            text = f"{report.row_name(run)}, {run['env']}, seed {run['seed']}: {run['eval_return_mean']:.0f}"
-            found.append({"text": text, "data": data})
+            found.append({"text": title(run), "data": data})
     return found
 
 
@@ -153,13 +160,12 @@ def origins(runs: pd.DataFrame) -> list[dict[str, str]]:
     for _, run in runs.iterrows():
         result = json.loads((Path(run["folder"]) / "result.json").read_text())
         keys = ("config", "demos", "versions", "hardware", "code_sha256", "git_commit", "git_clean", "date", "seconds")
-        text = f"{report.row_name(run)}, {run['env']}, seed {run['seed']}: {run['eval_return_mean']:.1f}"
-        found.append({"text": text, "json": json.dumps({key: result.get(key) for key in keys}, indent=2)})
+        found.append({"text": title(run), "json": json.dumps({key: result.get(key) for key in keys}, indent=2)})
     return found
 
 
 def write_page(runs: pd.DataFrame, path: Path, film: bool) -> None:
-    """Writes the page of `runs` (see report.read_runs) to `path`; UserError if a film can't be drawn."""
+    """Writes the page of `runs` (see report.read_runs) to `path`."""
     middle = middle_runs(runs)
     if film:
         make_films(middle)
@@ -178,5 +184,4 @@ def write_page(runs: pd.DataFrame, path: Path, film: bool) -> None:
         quick=bool(runs["labels"].str.contains("quick").any()),
         last=runs["date"].max()[:10],
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page)
+    report.write_text(path, page)

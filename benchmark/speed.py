@@ -240,6 +240,8 @@ def measure_commands(env_id: str) -> dict:
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, *words], cwd=irl.ROOT, stdout=subprocess.DEVNULL)
         peak, wall = peak_memory(process), time.perf_counter() - start
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, words)
         seconds = json.loads((Path(folder) / "result.json").read_text())["seconds"]
     return {"start": wall - sum(seconds.values()), "memory": peak}
 

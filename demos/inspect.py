@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from custom_irl import UserError, make_env, replacing
-from demos.formats import Episode, format_of, pack, read
+from demos.formats import Episode, format_of, pack, read, to_transitions
 
 matplotlib.use("Agg")  # nothing here needs a screen
 import matplotlib.pyplot as plt
@@ -59,8 +59,8 @@ def facts(episodes: Sequence[Episode]) -> dict[str, str]:
 def problems(episodes: Sequence[Episode], env_id: str | None) -> list[str]:
     """What is wrong, a line each; nothing for clean demonstrations."""
     data, found = pack(episodes), []
-    obs = np.concatenate([e.obs[:-1] for e in episodes])
-    rows = np.concatenate([obs, data["acts"], np.concatenate([e.obs[1:] for e in episodes])], 1)
+    flat = to_transitions(episodes)
+    rows = np.concatenate([flat[key] for key in ("obs", "acts", "next_obs")], 1)
     if broken := int((~np.isfinite(rows)).any(1).sum()):
         found.append(f"{broken} transitions hold NaN or infinity")
     if repeated := len(rows) - len(np.unique(rows, axis=0)):

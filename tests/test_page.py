@@ -89,3 +89,9 @@ def test_films_stand_in_the_page(results, tmp_path):
     found = page.films(page.middle_runs(report.read_runs(results)))
     (folder / "watch.mp4").unlink()
     assert [film["data"] for film in found] == ["ZmlsbQ=="] and "seed 1" in found[0]["text"]
+
+
+def test_a_run_that_cannot_be_filmed_is_named_and_the_others_go_on(tmp_path, capsys):
+    page.make_films(pd.DataFrame({"folder": [str(tmp_path / "one"), str(tmp_path / "two")]}))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no film: ")]
+    assert len(lines) == 2 and "one" in lines[0] and "two" in lines[1]
