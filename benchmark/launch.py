@@ -167,7 +167,8 @@ def run_jobs(jobs: list[Job], n_parallel: int, console: Console) -> None:
     def interrupt(signum, frame):
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts out ignoring it
+        signal.signal(signum, interrupt)
     live = Live(overview(jobs), console=console, refresh_per_second=2) if console.is_terminal else None
     try:
         if live:
