@@ -1,4 +1,4 @@
-"""What each part of the method is worth: the method without it.
+"""What each part of the method is worth: the method without it, and each part alone.
 
 python -m benchmark.ablations no-clone --env Hopper-v4 --total-timesteps 300000
 bash run_all.sh --method ablation-no-clone --envs Hopper-v4 Walker2d-v4 --seeds 1 2 3 --total-timesteps 300000
@@ -71,15 +71,39 @@ class FullSteps(IRLAlgorithm):
         return 0.5
 
 
-class CloneOnly(IRLAlgorithm):
+class NoKeeping(IRLAlgorithm):
+    """Every clone climbs, also one that its reward cannot tell from the expert."""
+
+    negligible = 0.0
+
+
+class OnlyCloning(IRLAlgorithm):
     """The clone never climbs: what the demonstrations alone are worth."""
 
     climb_steps = 0
 
 
+class OnlyTermination(NoValue, NoGradientPenalty, NoClone, NoExpertActions):
+    """Climbs from scratch on a plain critic and a constant potential that an end costs."""
+
+
+class OnlyValue(NoTermination, NoGradientPenalty, NoClone, NoExpertActions):
+    """Climbs from scratch on a plain critic; V knows no end."""
+
+
+class OnlyGradientPenalty(NoTermination, NoValue, NoClone, NoExpertActions):
+    """Climbs from scratch on the critic's score as it is."""
+
+
+class OnlyExpertActions(NoTermination, NoValue, NoGradientPenalty, NoClone):
+    """Climbs from scratch, the expert's actions in every step, on a plain critic's score."""
+
+
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "no-gradient-penalty": NoGradientPenalty,
-    "no-clone": NoClone, "no-expert-actions": NoExpertActions, "full-steps": FullSteps, "clone-only": CloneOnly,
+    "no-clone": NoClone, "no-expert-actions": NoExpertActions, "full-steps": FullSteps, "no-keeping": NoKeeping,
+    "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
+    "only-cloning": OnlyCloning, "only-expert-actions": OnlyExpertActions,
 }  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_what_is_left_out_is_gone():
     clones = {(name, n): after_training(name, n)[0].clone[0] for name in ("full", "no-clone") for n in (1, 2)}
     assert torch.equal(clones["no-clone", 1], clones["no-clone", 2])
     assert not torch.equal(clones["full", 1], clones["no-clone", 1])  # the same weights at first
-    kept = after_training("clone-only", 12)
+    kept = after_training("only-cloning", 12)
     assert all(torch.equal(p, q) for p, q in zip(kept[1].actor_mean.parameters(), kept[0].clone))
     assert not all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), full.clone))
     errors = []
@@ -54,6 +54,19 @@ def test_what_is_left_out_is_gone():
     assert errors[1] > 2 * errors[0]
     assert ablations.FullSteps.missing(full, *(full.expert[k] for k in ("obs", "acts", "next_obs"))) == 0.5
     assert ablations.NoGradientPenalty.gradient_penalty == 0 != full.gradient_penalty
+
+
+def test_a_part_alone_is_there_and_the_others_are_not():
+    deadly = batch(64)[0]
+    deadly[:, 0] = 6.0
+    for name in ("termination", "value", "gradient-penalty", "expert-actions"):
+        algorithm, _ = after_training(f"only-{name}", 12)
+        net = algorithm.reward_net
+        assert (net.alive(deadly).mean() < 0.6) == (name == "termination")
+        assert (net.training_value(batch(8)[0]).std() > 0.1) == (name == "value")
+        assert (algorithm.gradient_penalty > 0) == (name == "gradient-penalty")
+        assert isinstance(algorithm, ablations.NoExpertActions) == (name != "expert-actions")
+        assert algorithm.clone_steps == 0
 
 
 def test_the_table_holds_every_ablation_of_a_clean_tree_and_nothing_else(tiny_run, tmp_path):
@@ -75,8 +88,8 @@ def test_the_table_holds_every_ablation_of_a_clean_tree_and_nothing_else(tiny_ru
 
 def test_the_command_runs_one_and_names_all(tmp_path):
     flags = ("--env", "Hopper-v4", "--total-timesteps", "2048", "--out", tmp_path / "run")
-    done = command("-m", "benchmark.ablations", "clone-only", *flags)
+    done = command("-m", "benchmark.ablations", "only-cloning", *flags)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == "ablation-clone-only"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["method"] == "ablation-only-cloning"
     done = command("-m", "benchmark.ablations", "no-such")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no-termination" in done.stderr
