@@ -16,6 +16,7 @@ import custom_irl as irl
 import diagnose
 from conftest import ROOT, command
 from diagnose import Steps, Subject
+from report import BEGIN, END
 
 
 def true_reward(obs, acts, next_obs):
@@ -161,6 +162,13 @@ def test_each_failure_is_labelled_and_nothing_else(subject, found, expected):
     assert {label.name for label in labels if label.applies is None} == {"worse_than_bc", "fails_retraining"}
 
 
+@pytest.mark.parametrize(("returned", "worse"), [(2930.0, True), (2950.0, False)])
+def test_worse_than_cloning_by_a_margin(monkeypatch, returned, worse):
+    monkeypatch.setattr(diagnose, "published_bc", lambda result: 3000.0)
+    labels = diagnose.failure_labels(subject_with(returned=returned), found_with(learned=0.8))
+    assert ["worse_than_bc" in label.name for label in labels if label.applies] == [True] * worse
+
+
 def test_a_planted_hack_is_caught():
     """A reward for the speed of one joint, on Hopper's bank: ranks no better than an untrained network."""
     hack = Subject(None, {}, None, "Hopper-v4", None, {
@@ -193,6 +201,11 @@ def test_the_command_leaves_its_files(tiny_run, tmp_path):
     assert len(list(folder.glob("diagnosis-*.png"))) == 6
     row = (tmp_path / "table.md").read_text().splitlines()[-1]
     assert row.startswith("| custom Hopper-v4 |") and all(x["name"] in row for x in found["labels"] if x["applies"])
+    page = tmp_path / "page.md"
+    page.write_text(f"# Mine\n\n{BEGIN}\nold\n{END}\n\nAfterwards.\n")
+    again = command("diagnose.py", folder, "--table", page, "--table-only")
+    assert again.returncode == 0 and not again.stdout
+    assert page.read_text() == f"# Mine\n\n{BEGIN}\n{(tmp_path / 'table.md').read_text()}{END}\n\nAfterwards.\n"
     assert (done.stderr == "") and diagnose.verdict(found).split(":")[0] in " ".join(done.stdout.split())
 
 
