@@ -246,8 +246,18 @@ def measure_commands(env_id: str) -> dict:
     return {"start": wall - sum(seconds.values()), "memory": peak}
 
 
+def late_over_early(folder: Path) -> pd.Series:
+    """Steps/s of the last 50 rollouts over those of 50 early ones, after cloning, of every whole run in `folder`."""
+    ratios = {}
+    for path in sorted(folder.glob("*/seed*/metrics.csv")):
+        speed = pd.read_csv(path)["steps_per_second"]
+        if len(speed) == irl.BENCHMARK_TIMESTEPS // 2048:
+            ratios[f"{path.parts[-3]} {path.parts[-2]}"] = speed[-50:].median() / speed[31:81].median()
+    return pd.Series(ratios)
+
+
 # -------------------------------------------------------------------------------------------------------------- report
-def block(rows: pd.DataFrame, commands: dict, cpu: str) -> str:
+def block(rows: pd.DataFrame, commands: dict, late: pd.Series, cpu: str) -> str:
     """SPEED.md's tables, made of what was measured."""
     measured = rows[rows["repeat"] != ""].pivot_table(
         index=["env", "repeat"], columns="what", values="steps_per_second"
@@ -283,6 +293,12 @@ def block(rows: pd.DataFrame, commands: dict, cpu: str) -> str:
         f"{env} {c['start']:.1f} s besides training and evaluation, {c['memory']:.0f} MB at most"
         for env, c in commands.items()
     )
+    if len(late):
+        text += (
+            f".\n\nSteps/s of the last 50 rollouts of a run over those of 50 early ones, after cloning: median"
+            f" {late.median():.2f}, {late.min():.2f} to {late.max():.2f}, in the {len(late)} runs in results/custom"
+            " (whatever else the machine was doing)"
+        )
     return text + ".\n"
 
 
@@ -302,7 +318,7 @@ def main() -> None:
     page = config.out / "SPEED.md"
     if not page.exists():
         write_text(page, f"# How fast\n\n{BEGIN}\n{END}\n")
-    write_block(page, block(table, commands, cpu))
+    write_block(page, block(table, commands, late_over_early(irl.ROOT / "results" / "custom"), cpu))
 
 
 if __name__ == "__main__":

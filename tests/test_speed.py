@@ -20,6 +20,17 @@ def test_the_plain_loop_and_the_environment_advance_a_rollout():
         assert make("Hopper-v4")() == 2048
 
 
+def test_a_run_that_gets_slower_is_seen(tmp_path):
+    for seed, last in ((1, 1000.0), (2, 500.0)):
+        folder = tmp_path / "Hopper-v4" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        pd.DataFrame({"steps_per_second": [50.0] * 31 + [1000.0] * 400 + [last] * 57}).to_csv(folder / "metrics.csv")
+    unfinished = tmp_path / "Hopper-v4" / "seed3"
+    unfinished.mkdir()
+    pd.DataFrame({"steps_per_second": [1.0] * 90}).to_csv(unfinished / "metrics.csv")
+    assert speed.late_over_early(tmp_path).to_dict() == {"Hopper-v4 seed1": 1.0, "Hopper-v4 seed2": 0.5}
+
+
 def test_the_command_measures_and_its_page_keeps_what_people_wrote(tmp_path):
     page = tmp_path / "SPEED.md"
     page.write_text(f"# Mine\n\n{speed.BEGIN}\nold\n{speed.END}\n\nAfterwards.\n")
