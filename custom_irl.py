@@ -422,8 +422,8 @@ class RewardNetwork(nn.Module):
 
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic, a value potential and, where the policy may be touched, a clone of the
-    expert. One that its reward cannot tell from the expert is kept; any other climbs that reward by small regressions
-    (`climb`), smaller the nearer it is to the expert. PPO rests meanwhile.
+    expert. One that its reward cannot tell from the expert and that did not learn by heart is kept; any other climbs
+    that reward by small regressions (`climb`), smaller the nearer it is to the expert. PPO rests meanwhile.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
@@ -431,6 +431,7 @@ class IRLAlgorithm:
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise; V becomes that of the clone, too
     judged_rounds = 5  # the last of these: by then no episode is left that began under noise
     negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
+    overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
     climb_steps = 100  # gradient steps of the policy after each of the other rollouts
     value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5
@@ -576,6 +577,9 @@ class IRLAlgorithm:
             policy.critic[-1].weight.zero_(), policy.critic[-1].bias.zero_()  # see compute_reward
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
         self.clone = self.get_actor()
+        n, self.demos = len(self.expert["obs"]), self.expert
+        parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # every tenth until the clone is judged
+        self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
     def guide_policy(self, rollout, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones."""
@@ -589,7 +593,8 @@ class IRLAlgorithm:
         elif self.round <= self.clone_rounds + self.watch_rounds:
             self.judged = [*self.judged, self.missing(*rollout)][-self.judged_rounds :]
             missing, last = np.mean(self.judged), self.clone_rounds + self.watch_rounds
-            self.keep = missing < self.negligible
+            self.keep = missing < self.negligible and not self.overfits()
+            self.expert = self.expert if self.round < last else self.demos
             self.set_actor(self.clone, logstd=-4.0 if self.keep or self.round < last else -3.0 + 3.0 * missing)
         elif self.keep:  # every fourth rollout is of bad behaviour still
             self.fit_policy(self.climb_steps, self.ppo_optimizer.param_groups[0]["lr"], *self.hard_rows())
@@ -598,6 +603,13 @@ class IRLAlgorithm:
             self.climb(*rollout, advantages)
             with torch.no_grad():
                 self.policy.actor_logstd.sub_(0.005 * (self.policy.actor_logstd > -2.5))
+
+    def overfits(self):
+        """Whether the clone knows little beyond what it was shown, and has something to learn by climbing."""
+        data = [(x["obs"], x["acts"]) for x in (self.held_out, self.expert)]
+        with torch.no_grad():
+            unseen, seen = ((self.policy.actor_mean(obs) - acts).square().mean() for obs, acts in data)
+        return unseen > self.overfitted * seen
 
     def missing(self, *rollout):
         """How far a rollout is from the expert on the scale of its score, where unskilled is 1; at most 0.5."""
