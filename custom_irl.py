@@ -429,12 +429,11 @@ class IRLAlgorithm:
     steps = 3  # gradient steps of critic and p in one call of `update`
     clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of the first rollouts
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise; V becomes that of the clone, too
-    judged_rounds = 5  # the last of these: by then no episode is left that began under noise
     negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
     overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
     climb_steps = 100  # gradient steps of the policy after each of the other rollouts
     value_steps = 40  # gradient steps of V a rollout
-    replay_rounds = 5
+    replay_rounds = 5  # a clone is judged by these: no episode is left in them that began under noise
     sample_per_round = 256
     gradient_penalty = 10.0
 
@@ -448,7 +447,6 @@ class IRLAlgorithm:
         self.samples = []  # `sample_per_round` transitions of every rollout there was
         self.endings = self.others = torch.empty(0, obs_dim, device=device)  # next states, of all rollouts
         self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
-        self.judged = []  # what was missing from the watched clone
         self.policy = None  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
@@ -590,12 +588,13 @@ class IRLAlgorithm:
             self.clone = self.get_actor()
             if self.round == 1:  # one rollout of standing still
                 self.set_actor([*self.clone[:-2], *(torch.zeros_like(x) for x in self.clone[-2:])], logstd=-2.0)
-        elif self.round <= self.clone_rounds + self.watch_rounds:
-            self.judged = [*self.judged, self.missing(*rollout)][-self.judged_rounds :]
-            missing, last = np.mean(self.judged), self.clone_rounds + self.watch_rounds
+        elif self.round < self.clone_rounds + self.watch_rounds:
+            self.set_actor(self.clone, logstd=-4.0)
+        elif self.round == self.clone_rounds + self.watch_rounds:
+            missing = self.missing(*map(torch.cat, zip(*self.replay)))
             self.keep = missing < self.negligible and not self.overfits()
-            self.expert = self.expert if self.round < last else self.demos
-            self.set_actor(self.clone, logstd=-4.0 if self.keep or self.round < last else -3.0 + 3.0 * missing)
+            self.expert = self.demos
+            self.set_actor(self.clone, logstd=-4.0 if self.keep else -3.0 + 3.0 * missing)
         elif self.keep:  # every fourth rollout is of bad behaviour still
             self.fit_policy(self.climb_steps, self.ppo_optimizer.param_groups[0]["lr"], *self.hard_rows())
             self.set_actor(self.get_actor(), logstd=0.0 if self.round % 4 == 1 else -4.0)
@@ -612,7 +611,7 @@ class IRLAlgorithm:
         return unseen > self.overfitted * seen
 
     def missing(self, *rollout):
-        """How far a rollout is from the expert on the scale of its score, where unskilled is 1; at most 0.5."""
+        """How far rollouts are from the expert on the scale of the score, where unskilled is 1; at most 0.5."""
         with torch.no_grad():
             return (1 - self.reward_net.score(*rollout, zero=self.unskilled()).mean()).clamp(0, 0.5).item()
 

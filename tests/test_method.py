@@ -332,17 +332,20 @@ def test_rollouts_are_first_of_all_kinds_then_the_clone_then_climb(monkeypatch, 
 @pytest.mark.parametrize("bad_rollouts", [0, 3])
 def test_a_clone_from_which_little_is_missing_is_kept(monkeypatch, bad_rollouts):
     """It never climbs, goes on cloning, and acts nearly without noise but for every fourth rollout. What decides is the
-    mean of the last five rollouts watched: not one with falls, nor what an episode was before."""
+    last five rollouts watched together: not one with falls, nor what an episode was before."""
     algorithm, policy, demos = with_policy()
-    demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
+    for data in (demos, algorithm.expert, algorithm.held_out):
+        data["acts"] = 0.3 * data["obs"][:, :ACTION_DIM].sin()
     algorithm.clone_steps, algorithm.climb_steps, logstds = 2, 20, []
     monkeypatch.setattr(algorithm, "climb", lambda *rollout: pytest.fail("climbed"))
     first, errors = algorithm.clone_rounds + algorithm.watch_rounds, []
-    bad = {*range(first - 4), *range(first - 4, first - 4 + bad_rollouts)}
-    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.5 if algorithm.round in bad else 0.05)
-    for _ in range(first + 8):
+    monkeypatch.setattr(algorithm, "missing", lambda obs, *rest: 0.5 * (obs[:, 0] == 9).float().mean().item())
+    for i in range(first + 8):
+        rollout = batch(64)
+        if i < first - 5 + bad_rollouts:
+            rollout[0][:, 0] = 9
         for _ in range(5):
-            algorithm.update(*batch(64), torch.zeros(64))
+            algorithm.update(*rollout, torch.zeros(64))
         logstds.append(policy.actor_logstd.mean().item())
         errors.append((policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean().item())
     assert sorted(logstds[first - 1 :]) == [-4.0] * 7 + [0.0] * 2
