@@ -962,14 +962,12 @@ def load_training(path: Path, envs: VectorEnv) -> dict:
     return saved["state"]
 
 
-def trained_config(args: Args) -> dict:
-    """The configuration of the run that --frozen-reward names; UserError if that is no finished run."""
-    config = args.frozen_reward / "checkpoint" / "config.json"
-    if not (config.is_file() and args.reward_file.is_file()):
-        raise UserError(
-            f"{args.reward_file}: no such file; expected --frozen-reward to be the folder of a finished run"
-        )
-    return json.loads(config.read_text())["config"]
+def run_config(folder: Path, *needed: str) -> dict:
+    """The configuration of the finished run in `folder`; UserError if its checkpoint lacks that or one of `needed`."""
+    for name in ("config.json", *needed):
+        if not (path := folder / "checkpoint" / name).is_file():
+            raise UserError(f"{path}: no such file; expected {folder} to be the folder of a finished run")
+    return json.loads((folder / "checkpoint" / "config.json").read_text())["config"]
 
 
 def inherit_labels(args: Args, method: str) -> Args:
@@ -978,7 +976,7 @@ def inherit_labels(args: Args, method: str) -> Args:
     Raises:
         UserError: if that is not a finished run of this method in this environment.
     """
-    trained, config = trained_config(args), args.frozen_reward / "checkpoint" / "config.json"
+    trained, config = run_config(args.frozen_reward, "reward_net.pt"), args.frozen_reward / "checkpoint" / "config.json"
     for key, expected in (("env", args.env), ("method", method)):
         if trained[key] != expected:
             raise UserError(f"{config}: {key} is {trained[key]}; expected {expected}")
@@ -1044,11 +1042,9 @@ def load_run(folder: Path | str, reward_cls: type | None = None) -> tuple[Policy
     Raises:
         UserError: naming the file that is missing or does not fit.
     """
-    checkpoint = Path(folder) / "checkpoint"
-    for name in ("config.json", "policy.pt", *(["reward_net.pt"] if reward_cls else [])):
-        if not (checkpoint / name).is_file():
-            raise UserError(f"{checkpoint / name}: no such file; expected {folder} to be the folder of a finished run")
-    env = make_env(json.loads((checkpoint / "config.json").read_text())["config"]["env"])
+    folder = Path(folder)
+    config = run_config(folder, "policy.pt", *(["reward_net.pt"] if reward_cls else []))
+    env, checkpoint = make_env(config["env"]), folder / "checkpoint"
     dims = env.observation_space.shape[0], env.action_space.shape[0]
     nets = [Policy(*dims), reward_cls(*dims) if reward_cls else None]
     for net, name in zip(nets, ("policy", "reward_net")):
@@ -1139,10 +1135,9 @@ def start_training(reward_cls: type, algorithm_cls: type, args: Args, envs: Vect
     if args.frozen_reward:
         algorithm_cls = FrozenReward
     if not args.true_reward:
-        reward_net = reward_cls(obs_dim, action_dim)
+        frozen = args.frozen_reward
+        reward_net = load_run(frozen, reward_cls)[1] if frozen else reward_cls(obs_dim, action_dim)
         check_size(reward_net, obs_dim, action_dim)
-        if args.frozen_reward:
-            reward_net.load_state_dict(torch.load(args.reward_file, weights_only=True))
         algorithm = algorithm_cls(reward_net, demos, obs_dim, action_dim, torch.device("cpu"), args)
         if hasattr(algorithm, "set_policy") and not args.no_policy_access:
             algorithm.set_policy(policy, optimizer)

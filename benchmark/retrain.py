@@ -112,7 +112,7 @@ def run(args: irl.Args) -> dict:
     torch.set_num_threads(1)
     method, reward_net = "oracle", None
     if args.frozen_reward:
-        method = irl.trained_config(args)["method"]
+        method = irl.run_config(args.frozen_reward)["method"]
         if method not in REWARDS:
             raise irl.UserError(f"{args.frozen_reward}: method is {method}; expected one of {', '.join(REWARDS)}")
         args = irl.inherit_labels(args, method)

@@ -9,7 +9,6 @@ Ubuntu: `apt install libegl1`), or OSMesa (`apt install libosmesa6`) and MUJOCO_
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -68,7 +67,7 @@ def film(env_id: str, act: Callable[[np.ndarray], np.ndarray], title: str, confi
 def films(config: Config) -> list[list[Image.Image]]:
     """One of the policy and, where the project has the expert, one of it."""
     policy, _ = irl.load_run(config.run)
-    trained = json.loads((config.run / "checkpoint" / "config.json").read_text())["config"]
+    trained = irl.run_config(config.run)
     env_id, expert = trained["env"], irl.ROOT / "demos" / f"{trained['env']}.expert.npz"
     actors = {f"{trained['method']}, seed {trained['seed']}": policy_action(policy, irl.make_env(env_id).action_space)}
     if expert.is_file():

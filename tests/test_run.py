@@ -218,7 +218,10 @@ def test_another_run_is_never_replaced_unasked(tmp_path):
         (["--num-minibatches", "7"], "error: --num-minibatches 7: expected a divisor of 2048"),
         (["--demo-episodes", "51"], "holds 50 episodes; expected at least 51"),
         (["--demos", "demos/Walker2d-v4.npz"], "demos/Walker2d-v4.npz: key 'obs' has shape"),
-        (["--frozen-reward", "nowhere"], "expected --frozen-reward to be the folder of a finished run"),
+        (
+            ["--frozen-reward", "nowhere"],
+            "config.json: no such file; expected nowhere to be the folder of a finished run",
+        ),
         (["--demos", "nowhere.npz"], "error: nowhere.npz: no such file"),
     ],
 )
