@@ -77,7 +77,7 @@ def test_frozen_rewards_train_policies_of_other_seeds(tiny_run, tmp_path):
     """Of the runs that the same command without --frozen leaves; one that is missing is named."""
     flags, trained = ["--total-timesteps", "4096"], tmp_path / "custom-4096-steps" / "Hopper-v4" / "seed1"
     config = launch.Config(envs=("Hopper-v4",), seeds=(1,), frozen=True, results=tmp_path)
-    with pytest.raises(irl.UserError, match=r"seed1/checkpoint/reward_net\.pt: no such file"):
+    with pytest.raises(irl.UserError, match=r"seed1/checkpoint/config\.json: no such file"):
         launch.make_jobs(config, flags)
     shutil.copytree(tiny_run[0], trained)
     words = ("--envs", "Hopper-v4", "--seeds", "1", "--frozen", "--diagnose", "--results", tmp_path)
