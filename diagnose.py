@@ -1,6 +1,6 @@
 """Is the reward real?  Examines the reward a run ended with, and the policy trained on it.
 
-    python diagnose.py results/custom/Hopper-v4/seed42       # trains fresh policies on it too: an estimated 20 minutes
+    python diagnose.py results/custom/Hopper-v4/seed42       # trains fresh policies on it, too: 20 to 30 minutes
     python diagnose.py results/custom/Hopper-v4/seed42 --fast    # without: under a minute
     python diagnose.py results/*/Hopper-v4/seed42 --fast --table rewards.md    # one after the other, a table of them
     python diagnose.py results/*/Hopper-v4/seed42 --table rewards.md --table-only    # the table of earlier ones
@@ -827,10 +827,11 @@ def overview(all_found: list[dict]) -> str:
             "distance": distance["learned"], "a constant's": distance["constant"],
             "expert above own": f"{found['steps']['expert_above_own']:.2f}",
             **{
-                f"fresh by {who}: learned / true / constant": " / ".join(
-                    f"{np.mean(x[name]):.0f}" for name in ("learned", "true", "constant")
+                f"fresh by {who}: {' / '.join(names)}": " / ".join(
+                    ", ".join(f"{value:.0f}" for value in x.get(name, [])) or "none" for name in names
                 )
                 for who, x in fresh.items()
+                for names in [("learned", "true", "constant", *(["g alone", "h alone"] if who == "loop" else []))]
             },
             "failures": ", ".join(label["name"] for label in found["labels"] if label["applies"]) or "none",
         })  # fmt: skip
