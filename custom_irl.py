@@ -576,7 +576,7 @@ class IRLAlgorithm:
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
         self.clone = self.get_actor()
         n, self.demos = len(self.expert["obs"]), self.expert
-        parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # every tenth until the clone is judged
+        parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # a tenth, until the clone is judged
         self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
     def guide_policy(self, rollout, advantages):

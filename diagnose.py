@@ -815,7 +815,8 @@ def show(found: dict, console: Console) -> None:
 
 def overview(all_found: list[dict]) -> str:
     """A row a run: what it returned, how its reward ranks and how far it is from the true one, its failures."""
-    rows = []
+    rows, shown = [], {"sb3": ("learned", "true", "constant")}
+    shown["loop"] = (*shown["sb3"], "g alone", "h alone")
     for found in all_found:
         ranks = {name: f"{x['segments_spearman']:.2f}" for name, x in found["ranking"]["scores"].items()}
         distance = {name: f"{x['distance']:.2f}" for name, x in found["distance"]["mixed"].items()}
@@ -827,11 +828,10 @@ def overview(all_found: list[dict]) -> str:
             "distance": distance["learned"], "a constant's": distance["constant"],
             "expert above own": f"{found['steps']['expert_above_own']:.2f}",
             **{
-                f"fresh by {who}: {' / '.join(names)}": " / ".join(
-                    ", ".join(f"{value:.0f}" for value in x.get(name, [])) or "none" for name in names
+                f"fresh by {who}: {' / '.join(shown[who])}": " / ".join(
+                    ", ".join(f"{value:.0f}" for value in x.get(name, [])) or "none" for name in shown[who]
                 )
                 for who, x in fresh.items()
-                for names in [("learned", "true", "constant", *(["g alone", "h alone"] if who == "loop" else []))]
             },
             "failures": ", ".join(label["name"] for label in found["labels"] if label["applies"]) or "none",
         })  # fmt: skip
