@@ -427,7 +427,7 @@ class IRLAlgorithm:
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
-    clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of the first rollouts
+    clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of these rollouts but the first
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise; V becomes that of the clone, too
     negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
     overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
@@ -472,14 +472,9 @@ class IRLAlgorithm:
         self.calls += 1
         for _ in range(self.steps):
             report |= {**self.critic_step(), **self.end_step()}
-        net.unskilled_score.copy_(self.unskilled())
+        with torch.no_grad():  # the better of the first two rollouts: scratch, and either still or scratch again
+            net.unskilled_score.copy_(max(net.critic(net.features(*x)).mean() for x in self.samples[:2]))
         return report
-
-    def unskilled(self):
-        """The better mean score of the first two rollouts: scratch, and either still or scratch again."""
-        net = self.reward_net
-        with torch.no_grad():
-            return max(net.critic(net.features(*sample)).mean() for sample in self.samples[:2])
 
     def random_rows(self, n, size):
         return torch.randint(n, (size,), device=self.device)
@@ -574,34 +569,35 @@ class IRLAlgorithm:
             first.bias -= first.weight @ net.obs_mean
             policy.critic[-1].weight.zero_(), policy.critic[-1].bias.zero_()  # see compute_reward
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
-        self.clone = self.get_actor()
         n, self.demos = len(self.expert["obs"]), self.expert
         parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # a tenth, until the clone is judged
         self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
     def guide_policy(self, rollout, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones."""
-        if self.round <= self.clone_rounds:
-            self.set_actor(self.clone, logstd=-float(self.round % 4))
-            lr = 1e-3 * (1 + np.cos(np.pi * self.round / self.clone_rounds))
-            self.fit_policy(self.clone_steps, lr)
-            self.clone = self.get_actor()
-            if self.round == 1:  # one rollout of standing still
-                self.set_actor([*self.clone[:-2], *(torch.zeros_like(x) for x in self.clone[-2:])], logstd=-2.0)
-        elif self.round < self.clone_rounds + self.watch_rounds:
-            self.set_actor(self.clone, logstd=-4.0)
-        elif self.round == self.clone_rounds + self.watch_rounds:
+        watched, lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
+        if self.round == 1:  # one rollout of standing still; the clone starts from there
+            with torch.no_grad():
+                self.policy.actor_mean[-1].weight.zero_(), self.policy.actor_mean[-1].bias.zero_()
+            self.logstd = -2.0
+        elif watched <= 0:
+            self.fit_policy(self.clone_steps, 1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
+            self.logstd = -float(self.round % 4)
+        elif watched < self.watch_rounds:
+            self.logstd = -4.0
+        elif watched == self.watch_rounds:
             missing = self.missing(*map(torch.cat, zip(*self.replay)))
             self.keep = missing < self.negligible and not self.overfits()
             self.expert = self.demos
-            self.set_actor(self.clone, logstd=-4.0 if self.keep else -3.0 + 3.0 * missing)
+            self.logstd = -4.0 if self.keep else -3.0 + 3.0 * missing
         elif self.keep:  # every fourth rollout is of bad behaviour still
-            self.fit_policy(self.climb_steps, self.ppo_optimizer.param_groups[0]["lr"], *self.hard_rows())
-            self.set_actor(self.get_actor(), logstd=0.0 if self.round % 4 == 1 else -4.0)
+            self.fit_policy(self.climb_steps, lr, *self.hard_rows())
+            self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
-            self.climb(*rollout, advantages)
-            with torch.no_grad():
-                self.policy.actor_logstd.sub_(0.005 * (self.policy.actor_logstd > -2.5))
+            self.climb(*rollout, advantages, 2 * lr)
+            self.logstd -= 0.005 * (self.logstd > -2.5)
+        with torch.no_grad():
+            self.policy.actor_logstd.fill_(self.logstd)
 
     def overfits(self):
         """Whether the clone knows little beyond what it was shown, and has something to learn by climbing."""
@@ -613,9 +609,9 @@ class IRLAlgorithm:
     def missing(self, *rollout):
         """How far rollouts are from the expert on the scale of the score, where unskilled is 1; at most 0.5."""
         with torch.no_grad():
-            return (1 - self.reward_net.score(*rollout, zero=self.unskilled()).mean()).clamp(0, 0.5).item()
+            return (1 - self.reward_net.score(*rollout, self.reward_net.unskilled_score).mean()).clamp(0, 0.5).item()
 
-    def climb(self, obs, acts, next_obs, advantages):
+    def climb(self, obs, acts, next_obs, advantages, lr):
         """Moves the mean towards actions that turned out better than expected, away from others, and stays the expert
         where the expert goes: policy improvement by regression, as AWR (arXiv 1910.00177), but what was worse pushes.
         The step is what is `missing`: near the expert advantages are mostly noise, and following them leads away.
@@ -625,7 +621,7 @@ class IRLAlgorithm:
             mean = self.policy.actor_mean(obs)
             weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
             targets = mean + self.missing(obs, acts, next_obs) * weights[:, None] * (acts - mean)
-        self.fit_policy(self.climb_steps, 2 * self.ppo_optimizer.param_groups[0]["lr"], obs, targets)
+        self.fit_policy(self.climb_steps, lr, obs, targets)
 
     def fit_policy(self, steps, lr, obs=None, targets=None):
         """Regresses the mean action on the expert's actions and, if given, on `targets` (n, action_dim) at `obs`."""
@@ -646,15 +642,6 @@ class IRLAlgorithm:
         with torch.no_grad():
             hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, n)
         return obs[hard], acts[hard]
-
-    def get_actor(self):
-        return [p.detach().clone() for p in self.policy.actor_mean.parameters()]
-
-    def set_actor(self, weights, logstd):
-        with torch.no_grad():
-            for p, weight in zip(self.policy.actor_mean.parameters(), weights):
-                p.copy_(weight)
-            self.policy.actor_logstd.fill_(logstd)
 
 
 # ================================================================================================== EDITABLE REGION END
