@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
@@ -44,9 +45,24 @@ class Config:
     """of the initial state"""
 
 
-def film(env_id: str, act: Callable[[np.ndarray], np.ndarray], title: str, config: Config) -> list[Image.Image]:
+def make_stage(env_id: str) -> gym.Env:
+    """An environment that has drawn once; UserError where there is nothing to draw with."""
+    try:
+        env = irl.make_env(env_id, render_mode="rgb_array", width=WIDTH, height=HEIGHT)
+        env.reset()
+        env.render()
+    except irl.UserError:
+        raise
+    except Exception as error:  # which one depends on the library that is missing; a user can mend only that
+        backend, reason = os.environ.get("MUJOCO_GL", "not set"), (str(error).splitlines() or [repr(error)])[0]
+        raise irl.UserError(
+            f"MUJOCO_GL is {backend}: cannot draw ({reason}); expected egl with libegl1 or osmesa with libosmesa6"
+        ) from None
+    return env
+
+
+def film(env: gym.Env, act: Callable[[np.ndarray], np.ndarray], title: str, config: Config) -> list[Image.Image]:
     """Frames of one episode; the last one is repeated if it ends before its time."""
-    env = irl.make_env(env_id, render_mode="rgb_array", width=WIDTH, height=HEIGHT)
     n_frames = max(1, int(config.seconds * FRAMES_PER_SECOND))
     steps_per_frame = 1 / (env.unwrapped.dt * FRAMES_PER_SECOND)
     obs, _ = env.reset(seed=config.seed)
@@ -60,19 +76,20 @@ def film(env_id: str, act: Callable[[np.ndarray], np.ndarray], title: str, confi
         draw.rectangle((0, 0, WIDTH, 16), fill="white")
         draw.text((4, 2), f"{title}: return {total:.0f} after {steps} steps{', ended' if done else ''}", fill="black")
         frames.append(frame)
-    env.close()
     return frames
 
 
 def films(config: Config) -> list[list[Image.Image]]:
     """One of the policy and, where the project has the expert, one of it."""
-    policy, _ = irl.load_run(config.run)
     trained = irl.run_config(config.run)
-    env_id, expert = trained["env"], irl.ROOT / "demos" / f"{trained['env']}.expert.npz"
-    actors = {f"{trained['method']}, seed {trained['seed']}": policy_action(policy, irl.make_env(env_id).action_space)}
+    stage, expert = make_stage(trained["env"]), irl.ROOT / "demos" / f"{trained['env']}.expert.npz"
+    policy, _ = irl.load_run(config.run)
+    actors = {f"{trained['method']}, seed {trained['seed']}": policy_action(policy, stage.action_space)}
     if expert.is_file():
         actors["expert"] = Expert.load(expert)
-    return [film(env_id, act, title, config) for title, act in actors.items()]
+    shot = [film(stage, act, title, config) for title, act in actors.items()]
+    stage.close()
+    return shot
 
 
 def watch(config: Config) -> Path:
@@ -80,15 +97,7 @@ def watch(config: Config) -> Path:
     out = config.out or config.run / "watch.mp4"
     if out.suffix not in (".mp4", ".gif"):
         raise irl.UserError(f"--out {out}: expected a name ending in .mp4 or .gif")
-    try:
-        columns = zip(*films(config))
-    except irl.UserError:
-        raise
-    except Exception as error:  # which one depends on the library that is missing; a user can mend only that
-        backend, reason = os.environ.get("MUJOCO_GL", "not set"), (str(error).splitlines() or [repr(error)])[0]
-        raise irl.UserError(
-            f"MUJOCO_GL is {backend}: cannot draw ({reason}); expected egl with libegl1 or osmesa with libosmesa6"
-        ) from None
+    columns = zip(*films(config))
     pages = [np.hstack([np.asarray(frame) for frame in frames]) for frames in columns]
     with irl.replacing(out) as temporary:
         if out.suffix == ".gif":
