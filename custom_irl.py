@@ -447,7 +447,7 @@ class IRLAlgorithm:
         self.samples = []  # `sample_per_round` transitions of every rollout there was
         self.endings = self.others = torch.empty(0, obs_dim, device=device)  # next states, of all rollouts
         self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
-        self.policy = None  # without set_policy PPO is on its own
+        self.policy, self.scale = None, 1.0  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
@@ -472,7 +472,7 @@ class IRLAlgorithm:
         self.calls += 1
         for _ in range(self.steps):
             report |= {**self.critic_step(), **self.end_step()}
-        with torch.no_grad():  # the better of the first two rollouts: scratch, and either still or scratch again
+        with torch.no_grad():  # the better of the first two rollouts: still and thrown about, or scratch
             net.unskilled_score.copy_(max(net.critic(net.features(*x)).mean() for x in self.samples[:2]))
         return report
 
@@ -501,7 +501,8 @@ class IRLAlgorithm:
     def policy_batch(self, size):
         rollout = self.replay[np.random.randint(len(self.replay))]
         rows = self.random_rows(len(rollout[0]), size - size // 2)
-        past = [self.samples[i] for i in np.random.randint(len(self.samples), size=8)]
+        first = self.samples[: self.clone_rounds + 1]  # ever fewer among all, but what beginners do
+        past = [x[i] for x, n in ((first, 2), (self.samples, 6)) for i in np.random.randint(len(x), size=n)]
         old_rows = self.random_rows(len(past) * self.sample_per_round, size // 2)
         return [torch.cat([new[rows], torch.cat(old)[old_rows]]) for new, old in zip(rollout, zip(*past))]
 
@@ -567,22 +568,26 @@ class IRLAlgorithm:
         with torch.no_grad():
             first.weight /= net.obs_std  # the loop does not normalise observations
             first.bias -= first.weight @ net.obs_mean
-            policy.critic[-1].weight.zero_(), policy.critic[-1].bias.zero_()  # see compute_reward
+            for p in (*policy.critic[-1].parameters(), *policy.actor_mean[-1].parameters()):
+                p.zero_()  # the critic: see compute_reward; the actor: it stands still first
+            policy.actor_logstd.fill_(-2.0)
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
         n, self.demos = len(self.expert["obs"]), self.expert
         parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # a tenth, until the clone is judged
         self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
     def guide_policy(self, rollout, advantages):
-        """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones."""
+        """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
+        clone at all of its strength, a half, a quarter and none, each under more and more noise.
+        """
         watched, lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
-        if self.round == 1:  # one rollout of standing still; the clone starts from there
-            with torch.no_grad():
-                self.policy.actor_mean[-1].weight.zero_(), self.policy.actor_mean[-1].bias.zero_()
-            self.logstd = -2.0
+        self.scale_actor(1.0)
+        if self.round == 1:
+            self.logstd = 0.0
         elif watched <= 0:
             self.fit_policy(self.clone_steps, 1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
-            self.logstd = -float(self.round % 4)
+            self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
+            self.logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
         elif watched < self.watch_rounds:
             self.logstd = -4.0
         elif watched == self.watch_rounds:
@@ -598,6 +603,12 @@ class IRLAlgorithm:
             self.logstd -= 0.005 * (self.logstd > -2.5)
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
+
+    def scale_actor(self, scale):
+        with torch.no_grad():
+            for p in self.policy.actor_mean[-1].parameters():
+                p *= scale / self.scale  # powers of two: nothing is lost
+        self.scale = scale
 
     def overfits(self):
         """Whether the clone knows little beyond what it was shown, and has something to learn by climbing."""

@@ -218,8 +218,9 @@ def test_whitening_normalises_the_policys_inputs():
     torch.manual_seed(0)
     with torch.no_grad():
         torch.testing.assert_close(
-            whitened.actor_mean(demos["obs"]), plain.actor_mean(normalized), rtol=1e-3, atol=1e-5
+            whitened.actor_mean[:-1](demos["obs"]), plain.actor_mean[:-1](normalized), rtol=1e-3, atol=1e-5
         )
+        assert (whitened.actor_mean(demos["obs"]) == 0).all()  # it stands still first
 
 
 def test_the_clone_learns_the_demonstrations():
@@ -308,7 +309,7 @@ def test_advantages_are_what_the_returns_exceed_the_value_by():
 def test_rollouts_are_first_of_all_kinds_then_the_clone_then_climb(monkeypatch, missing, by_heart, logstd):
     """PPO must not move any of them: it is paid nothing from beginning to end."""
     algorithm, policy, _ = with_policy()
-    algorithm.clone_steps, climbed, logstds = 2, [], []
+    algorithm.clone_steps, climbed, logstds, scales = 2, [], [], []
     monkeypatch.setattr(algorithm, "climb", lambda *rollout: climbed.append(algorithm.round))
     monkeypatch.setattr(algorithm, "missing", lambda *rollout: missing)
     monkeypatch.setattr(algorithm, "overfits", lambda: by_heart)
@@ -319,15 +320,39 @@ def test_rollouts_are_first_of_all_kinds_then_the_clone_then_climb(monkeypatch, 
         for _ in range(5):
             algorithm.update(*rollout, torch.zeros(64))
         logstds.append(policy.actor_logstd.mean().item())
+        scales.append(algorithm.scale)
         if algorithm.round == algorithm.clone_rounds:
             clone = [p.clone() for p in policy.actor_mean.parameters()]
-        if algorithm.round == 1:
-            assert (policy.actor_mean(rollout[0]) == 0).all()  # still
-    assert set(logstds[: algorithm.clone_rounds]) == {0.0, -1.0, -2.0, -3.0}
+    assert logstds[: algorithm.clone_rounds] == [0.0, -1.0, 0.0] + [-3.0, -2.0, -1.0, 0.0] * 4 + [-3.0]
+    assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 13
     assert set(logstds[algorithm.clone_rounds : first - 1]) == {-4.0}
     assert climbed == [first + 1, first + 2]
     assert logstds[first - 1 :] == pytest.approx([logstd, logstd - 0.005, logstd - 0.01])
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), clone))
+
+
+def test_a_weak_actor_is_restored_exactly():
+    algorithm, policy, demos = with_policy()
+    algorithm.fit_policy(50, lr=1e-3)
+    before = [p.clone() for p in policy.actor_mean.parameters()]
+    full = policy.actor_mean(demos["obs"])
+    algorithm.scale_actor(0.25)
+    torch.testing.assert_close(policy.actor_mean(demos["obs"]), full / 4)
+    algorithm.scale_actor(2.0**-10), algorithm.scale_actor(1.0)
+    assert all(torch.equal(p, q) for p, q in zip(before, policy.actor_mean.parameters()))
+
+
+def test_what_beginners_do_is_not_forgotten():
+    """The first rollouts are two eighths of what the critic sees of the past, however many there have been since."""
+    _, algorithm, _ = make()
+    rollout, size = [torch.zeros(64, n) for n in (OBS_DIM, ACTION_DIM, OBS_DIM)], 512
+    algorithm.replay = [rollout]
+    first = algorithm.clone_rounds + 1
+    marks = [float(i < first) + 1 for i in range(2000)]  # 2 for a first one, 1 for a later one, 0 in the replay
+    algorithm.samples = [[torch.full((256, x.shape[1]), mark) for x in rollout] for mark in marks]
+    seen = torch.cat([algorithm.policy_batch(size)[0][:, 0] for _ in range(20)])
+    shares = [(seen == mark).float().mean().item() for mark in (0, 1, 2)]
+    assert shares == pytest.approx([0.5, 0.375, 0.125], abs=0.02)
 
 
 @pytest.mark.parametrize("bad_rollouts", [0, 3])
