@@ -399,6 +399,12 @@ class RewardNetwork(nn.Module):
         """1 - p(s)."""
         return torch.sigmoid(-self.end_logit(self.normalize(state)).squeeze(-1) - self.end_log_odds)
 
+    def deadly(self, state):
+        """Whether an end in this state was a death. Not p, for which it would also have to be likely: the better the
+        policy, the less would a fall cost. The 3: where time limits end episodes looks like any other state.
+        """
+        return torch.sigmoid(self.end_logit(self.normalize(state)).squeeze(-1) - 3)
+
     def g(self, state, action, next_state):
         return 1 + 2 * self.score(state, action, next_state, self.unskilled_score).clamp(-0.5, 1.5)
 
@@ -432,6 +438,7 @@ class IRLAlgorithm:
     negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
     overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
     climb_steps = 100  # gradient steps of the policy after each of the other rollouts
+    pace, climb_kl = 0.05, 0.03  # a first fraction of the step's learning rate; from then on this KL decides
     value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5  # a clone is judged by these: no episode is left in them that began under noise
     sample_per_round = 256
@@ -466,7 +473,7 @@ class IRLAlgorithm:
             self.remember_endings(policy_next_obs, ended)
             advantages = self.fit_value(*rollout, ended)
             if self.policy is not None:
-                self.guide_policy(rollout, advantages)
+                self.guide_policy(rollout, advantages, ended)
             with torch.no_grad():
                 report = {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
         self.calls += 1
@@ -542,8 +549,7 @@ class IRLAlgorithm:
 
     def value_targets(self, obs, acts, next_obs, ended):
         """Lambda-returns of g. A transition's successor, of which the obs is this one's next_obs, is found by sorting a
-        random projection of both: the rollout's order is not promised. An end is a death if its state looks deadly; in
-        p it would also have to be likely, and the better the policy, the less would a fall cost.
+        random projection of both: the rollout's order is not promised. An end is a death if its state looks deadly.
         """
         net, decay = self.reward_net, 0.95
         with torch.no_grad():
@@ -553,8 +559,7 @@ class IRLAlgorithm:
             at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
             found, successor = keys[at] == wanted, order[at]
             g, after = net.training_g(obs, acts, next_obs), net.training_value(next_obs)
-            deadly = torch.sigmoid(net.end_logit(net.normalize(next_obs)).squeeze(-1) - 3)
-            after = torch.where(ended, (1 - deadly) * after, after)
+            after = torch.where(ended, (1 - net.deadly(next_obs)) * after, after)
             returns = g + net.gamma * after
             for _ in range(64):  # decay ** 64 = 0.04: what is further away hardly counts
                 later = torch.where(found, (1 - decay) * after + decay * returns[successor], after)
@@ -576,7 +581,7 @@ class IRLAlgorithm:
         parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # a tenth, until the clone is judged
         self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
-    def guide_policy(self, rollout, advantages):
+    def guide_policy(self, rollout, advantages, ended):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
         clone at all of its strength, a half, a quarter and none, each under more and more noise.
         """
@@ -599,7 +604,7 @@ class IRLAlgorithm:
             self.fit_policy(self.climb_steps, lr, *self.hard_rows())
             self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
-            self.climb(*rollout, advantages, 2 * lr)
+            self.climb(*rollout, advantages, ended, 2 * lr)
             self.logstd -= 0.005 * (self.logstd > -2.5)
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
@@ -622,17 +627,24 @@ class IRLAlgorithm:
         with torch.no_grad():
             return (1 - self.reward_net.score(*rollout, self.reward_net.unskilled_score).mean()).clamp(0, 0.5).item()
 
-    def climb(self, obs, acts, next_obs, advantages, lr):
+    def climb(self, obs, acts, next_obs, advantages, ended, lr):
         """Moves the mean towards actions that turned out better than expected, away from others, and stays the expert
         where the expert goes: policy improvement by regression, as AWR (arXiv 1910.00177), but what was worse pushes.
-        The step is what is `missing`: near the expert advantages are mostly noise, and following them leads away.
-        PPO's would be a KL of 7 to 13, this one's is below 0.1.
+        The step is what is `missing`, as near the expert advantages are mostly noise, up to four times that the oftener
+        it dies: then the expert's actions are not enough. PPO's would be a KL of 7 to 13; the pace of this one goes up
+        and down around `climb_kl`.
         """
         with torch.no_grad():
             mean = self.policy.actor_mean(obs)
             weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
-            targets = mean + self.missing(obs, acts, next_obs) * weights[:, None] * (acts - mean)
-        self.fit_policy(self.climb_steps, lr, obs, targets)
+            deaths = (ended * self.reward_net.deadly(next_obs)).mean().item()
+            step = self.missing(obs, acts, next_obs) * (1 + min(3.0, 1500 * deaths))
+            targets = mean + step * weights[:, None] * (acts - mean)
+        self.fit_policy(self.climb_steps, self.pace * lr, obs, targets)
+        with torch.no_grad():
+            moved = (self.policy.actor_mean(obs) - mean) / self.policy.actor_logstd.exp()
+        kl = moved.square().sum(1).mean().item() / 2
+        self.pace = float(np.clip(self.pace * (1.2 if kl < self.climb_kl else 1 / 1.2), 0.05, 1.0))
 
     def fit_policy(self, steps, lr, obs=None, targets=None):
         """Regresses the mean action on the expert's actions and, if given, on `targets` (n, action_dim) at `obs`."""

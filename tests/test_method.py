@@ -270,13 +270,56 @@ def test_the_policy_climbs_the_advantage_and_stays_the_expert_where_the_expert_g
         before, noise = policy.actor_mean(obs), 0.3 * torch.randn(2048, ACTION_DIM)
     side = obs[:, :1].sign()
     errors = (policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean().item()
+    algorithm.pace = 1.0
     for _ in range(3):
         advantages = (side * noise).sum(1) + 7.0  # their level says nothing
-        algorithm.climb(obs, before + noise, next_obs, advantages, lr=6e-4)
+        algorithm.climb(obs, before + noise, next_obs, advantages, torch.zeros(2048), lr=6e-4)
     with torch.no_grad():
         moved = policy.actor_mean(obs) - before
         assert (side * moved)[side[:, 0] > 0].mean() > 0.01 and (side * moved)[side[:, 0] < 0].mean() > 0.01
         assert (policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean() < errors + 0.002
+
+
+@pytest.mark.parametrize("logstd", [-3.0, 0.0])
+def test_the_pace_of_climbing_keeps_its_kl(monkeypatch, logstd):
+    """Under little noise a step is soon too long and the pace falls until its KL is about what is wanted; under much
+    noise it never is, and the pace rises to its bound.
+    """
+    algorithm, policy, _ = with_policy()
+    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.5)
+    with torch.no_grad():
+        policy.actor_logstd.fill_(logstd)
+    start, divergences = algorithm.pace, []
+    for seed in range(30):
+        obs, _, next_obs = batch(2048, seed=seed)
+        with torch.no_grad():
+            before = policy.actor_mean(obs)
+        acts, std = before + np.exp(logstd) * torch.randn(2048, ACTION_DIM), float(np.exp(logstd))
+        algorithm.climb(obs, acts, next_obs, torch.randn(2048), torch.zeros(2048), lr=6e-4 if logstd else 6e-5)
+        old, new = (torch.distributions.Normal(x, std) for x in (before, policy.actor_mean(obs).detach()))
+        divergences.append(torch.distributions.kl_divergence(old, new).sum(1).mean().item())
+    if logstd:
+        assert algorithm.climb_kl / 3 < np.mean(divergences[-10:]) < 3 * algorithm.climb_kl and algorithm.pace < 1
+    else:
+        assert algorithm.pace == 1.0 > start and max(divergences) < algorithm.climb_kl
+
+
+def test_who_dies_climbs_further(monkeypatch):
+    """Targets lie four times as far from the mean where 1 in 500 dies, but not where time limits end episodes."""
+    algorithm, policy, _ = with_policy()
+    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.25)
+    targets, ended = [], torch.zeros(2000, dtype=torch.bool)
+    monkeypatch.setattr(algorithm, "fit_policy", lambda steps, lr, obs, x: targets.append(x))
+    obs, _, next_obs = batch(2000, seed=4)
+    with torch.no_grad():
+        mean = policy.actor_mean(obs)
+    for deadly, ends in ((1.0, 0), (1.0, 4), (1.0, 400), (0.0, 4)):
+        monkeypatch.setattr(algorithm.reward_net, "deadly", lambda state, p=deadly: torch.full((len(state),), p))
+        ended[:ends] = True
+        algorithm.climb(obs, mean + 0.1, next_obs, obs[:, 0], ended, lr=1e-4)
+        ended[:] = False
+    steps = [((x - mean).abs().mean() / (targets[0] - mean).abs().mean()).item() for x in targets]
+    assert steps == pytest.approx([1, 4, 4, 1], rel=1e-3)
 
 
 def test_a_kept_clone_learns_what_is_rare():
