@@ -604,8 +604,8 @@ class IRLAlgorithm:
             self.fit_policy(self.climb_steps, lr, *self.hard_rows())
             self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
-            self.climb(*rollout, advantages, ended, 2 * lr)
-            self.logstd -= 0.005 * (self.logstd > -2.5)
+            deaths = self.climb(*rollout, advantages, ended, 2 * lr)
+            self.logstd -= 0.005 * (self.logstd > -2.5 or deaths < 0.5 / len(ended))  # falls need noise to be unlearned
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
 
@@ -632,7 +632,7 @@ class IRLAlgorithm:
         where the expert goes: policy improvement by regression, as AWR (arXiv 1910.00177), but what was worse pushes.
         The step is what is `missing`, as near the expert advantages are mostly noise, up to four times that the oftener
         it dies: then the expert's actions are not enough. PPO's would be a KL of 7 to 13; the pace of this one goes up
-        and down around `climb_kl`.
+        and down around `climb_kl`. Returns the deaths per transition.
         """
         with torch.no_grad():
             mean = self.policy.actor_mean(obs)
@@ -645,6 +645,7 @@ class IRLAlgorithm:
             moved = (self.policy.actor_mean(obs) - mean) / self.policy.actor_logstd.exp()
         kl = moved.square().sum(1).mean().item() / 2
         self.pace = float(np.clip(self.pace * (1.2 if kl < self.climb_kl else 1 / 1.2), 0.05, 1.0))
+        return deaths
 
     def fit_policy(self, steps, lr, obs=None, targets=None):
         """Regresses the mean action on the expert's actions and, if given, on `targets` (n, action_dim) at `obs`."""
