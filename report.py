@@ -309,21 +309,20 @@ def control_rows() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def read_published(name: str = "results.csv") -> pd.DataFrame:
-    path = ROOT / "benchmark" / name
+def read_published(path: Path = ROOT / "benchmark" / "results.csv") -> pd.DataFrame:
     frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
     return frame.assign(labels=frame["labels"].fillna("").astype(str))
 
 
-def merge_published(name: str, fresh: pd.DataFrame, order: list[str]) -> pd.DataFrame:
-    """Puts `fresh` into a file of benchmark/ in place of what it holds of the same runs."""
-    path, runs = ROOT / "benchmark" / name, set(fresh[KEY].astype(str).agg("|".join, axis=1))
+def merge_published(path: Path, fresh: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+    """Puts `fresh` into a file of published runs in place of what it holds of the same ones."""
+    runs = set(fresh[KEY].astype(str).agg("|".join, axis=1))
     if path.exists():
-        old = read_published(name)
+        old = read_published(path)
         fresh = pd.concat([old[~old[KEY].astype(str).agg("|".join, axis=1).isin(runs)], fresh])
     with replacing(path) as temporary:
         fresh.sort_values(order).to_csv(temporary, index=False)
-    return read_published(name)
+    return read_published(path)
 
 
 def publish(runs: pd.DataFrame) -> None:
@@ -337,11 +336,12 @@ def publish(runs: pd.DataFrame) -> None:
     fresh = runs[official & runs["git_clean"]]
     if fresh.empty:
         raise UserError("results/: no run to publish; expected full 1M-step runs of a committed, clean tree")
-    published = merge_published("results.csv", pd.concat([fresh[list(COLUMNS)], control_rows()]), KEY)
-    curves = merge_published("curves.csv", read_curves(fresh), [*KEY, "steps"])
-    draw_curves(curves[(curves["panel"] == "dense") & (curves["variant"] == "full")], ROOT / "benchmark")
+    folder = ROOT / "benchmark"
+    published = merge_published(folder / "results.csv", pd.concat([fresh[list(COLUMNS)], control_rows()]), KEY)
+    curves = merge_published(folder / "curves.csv", read_curves(fresh), [*KEY, "steps"])
+    draw_curves(curves[(curves["panel"] == "dense") & (curves["variant"] == "full")], folder)
     write_block(ROOT / "README.md", readme_block(published))
-    write_block(ROOT / "benchmark" / "README.md", seeds_block(published))
+    write_block(folder / "README.md", seeds_block(published))
 
 
 def main(config: Config | None = None) -> None:

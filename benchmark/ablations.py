@@ -2,7 +2,7 @@
 
 python -m benchmark.ablations no-clone --env Hopper-v4 --total-timesteps 300000
 bash run_all.sh --method ablation-no-clone --envs Hopper-v4 Walker2d-v4 --seeds 1 2 3 --update-epochs 1
-python -m benchmark.ablations --publish    # benchmark/ablations.csv and ablations.png from all that was run
+python -m benchmark.ablations --publish    # benchmark/ablations.csv and ablations.png, with all that was run
 
 In all of them PPO is paid 0, and its gradient is 0, exactly. So one epoch does what ten do, in half the time; only the
 random numbers are others.
@@ -137,14 +137,13 @@ ABLATIONS = {
 
 
 def publish(results: Path, folder: Path) -> None:
-    """A row a run, and a figure: normalised return of every seed, a panel of the demonstrations a column."""
+    """Merges the runs into ablations.csv and draws that: every seed, one panel, environment and length a column."""
     runs = report.read_runs(results)
     runs = runs[runs["method"].str.startswith("ablation-") & runs["git_clean"]]
     runs = runs[~runs["labels"].str.contains("quick")].drop(columns="folder")
     if runs.empty:
         raise UserError(f"{results}: no run of an ablation; expected some of a committed, clean tree")
-    with replacing(folder / "ablations.csv") as temporary:
-        runs.to_csv(temporary, index=False)
+    runs = report.merge_published(folder / "ablations.csv", runs, report.KEY)
     cells = list(runs.groupby(["panel", "env", "steps"]))
     figure, axes = plt.subplots(1, len(cells), figsize=(1 + 3 * len(cells), 4), sharey=True, layout="constrained")
     for ax, ((panel, env, steps), cell) in zip([axes] if len(cells) == 1 else axes, cells):

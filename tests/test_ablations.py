@@ -90,7 +90,7 @@ def test_a_part_alone_is_there_and_the_others_are_not():
         assert algorithm.clone_steps == 0
 
 
-def test_the_table_holds_every_ablation_of_a_clean_tree_and_nothing_else(tiny_run, tmp_path):
+def test_the_table_holds_every_ablation_of_a_clean_tree_nothing_else_and_grows(tiny_run, tmp_path):
     folder, result, _ = tiny_run
     with pytest.raises(irl.UserError, match="expected some of a committed, clean tree"):
         ablations.publish(folder.parents[2], tmp_path)
@@ -105,6 +105,13 @@ def test_the_table_holds_every_ablation_of_a_clean_tree_and_nothing_else(tiny_ru
     assert list(rows["method"]) == ["ablation-full", "ablation-no-value"]
     assert list(rows["eval_return_mean"]) == pytest.approx([result["eval_return_mean"]] * 2)
     assert (tmp_path / "ablations.png").stat().st_size > 5000
+
+    shutil.rmtree(tmp_path / "results" / "full")
+    again = tmp_path / "results" / "no-value" / "result.json"
+    again.write_text(json.dumps(json.loads(again.read_text()) | {"eval_return_mean": 7.0}))
+    ablations.publish(tmp_path / "results", tmp_path)
+    kept, replaced = pd.read_csv(tmp_path / "ablations.csv")["eval_return_mean"]
+    assert (kept, replaced) == (pytest.approx(result["eval_return_mean"]), 7.0)
 
 
 def test_the_command_runs_one_and_names_all(tmp_path):
