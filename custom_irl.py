@@ -438,6 +438,7 @@ class IRLAlgorithm:
     negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
     overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
     climb_steps = 100  # gradient steps of the policy after each of the other rollouts
+    lengthening = 3.0  # where it dies a step is up to 1 + this times as long
     pace, climb_kl = 0.05, 0.03  # a first fraction of the step's learning rate; from then on this KL decides
     value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5  # a clone is judged by these: no episode is left in them that began under noise
@@ -638,7 +639,7 @@ class IRLAlgorithm:
             mean = self.policy.actor_mean(obs)
             weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
             deaths = (ended * self.reward_net.deadly(next_obs)).mean().item()
-            step = self.missing(obs, acts, next_obs) * (1 + min(3.0, 1500 * deaths))
+            step = self.missing(obs, acts, next_obs) * (1 + min(self.lengthening, 1500 * deaths))
             targets = mean + step * weights[:, None] * (acts - mean)
         self.fit_policy(self.climb_steps, self.pace * lr, obs, targets)
         with torch.no_grad():

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import torch
 import torch.nn as nn
 
 import report
@@ -78,9 +77,7 @@ class FullSteps(IRLAlgorithm):
 class NoLongSteps(IRLAlgorithm):
     """The step is what is missing, however often it dies."""
 
-    def climb(self, obs, acts, next_obs, advantages, ended, lr):
-        super().climb(obs, acts, next_obs, advantages, torch.zeros_like(ended), lr)
-        return (ended * self.reward_net.deadly(next_obs)).mean().item()
+    lengthening = 0.0
 
 
 class NoPace(IRLAlgorithm):
@@ -146,12 +143,12 @@ def publish(results: Path, folder: Path) -> None:
     runs = report.merge_published(folder / "ablations.csv", runs, report.KEY)
     cells = list(runs.groupby(["panel", "env", "steps"]))
     figure, axes = plt.subplots(1, len(cells), figsize=(1 + 3 * len(cells), 4), sharey=True, layout="constrained")
+    low = min(0, runs["normalized_return"].min())
     for ax, ((panel, env, steps), cell) in zip([axes] if len(cells) == 1 else axes, cells):
         for y, name in enumerate(reversed(ABLATIONS)):
             scores = cell.loc[cell["method"] == f"ablation-{name}", "normalized_return"]
             ax.barh(y, scores.mean(), color="lightsteelblue")
             ax.plot(scores, [y] * len(scores), "k.", markersize=5)
-        low = min(0, runs["normalized_return"].min())
         ax.set(title=f"{env}, {panel}\n{steps:,} steps", xlabel="normalised return", xlim=(low, 1.05))
         ax.set_yticks(range(len(ABLATIONS)), list(reversed(ABLATIONS)))
         ax.spines[["top", "right"]].set_visible(False)

@@ -322,6 +322,24 @@ def test_who_dies_climbs_further(monkeypatch):
     assert steps == pytest.approx([1, 4, 4, 1], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("logstd", "ends", "shrinks"), [(-2.4, 3, True), (-2.6, 0, True), (-2.6, 1, False), (-2.6, 3, False)]
+)
+def test_little_noise_shrinks_only_where_nothing_dies(monkeypatch, logstd, ends, shrinks):
+    """As counted by `climb` itself; a time limit, which ends an episode in a harmless state, is no death."""
+    algorithm, policy, _ = with_policy()
+    algorithm.round, algorithm.keep = algorithm.clone_rounds + algorithm.watch_rounds + 1, False
+    rollout, ended = batch(512, seed=3), torch.zeros(512, dtype=torch.bool)
+    ended[: ends + 1] = True
+    deadly = ended.float()
+    deadly[ends] = 0.0
+    monkeypatch.setattr(algorithm.reward_net, "deadly", lambda next_obs: deadly)
+    algorithm.logstd = logstd
+    algorithm.guide_policy(rollout, torch.randn(512), ended)
+    expected = logstd - 0.005 if shrinks else logstd
+    assert policy.actor_logstd.mean().item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_kept_clone_learns_what_is_rare():
     """Eleven of the 461 expert's actions are unlike the others: they are drawn far more often than they occur."""
     algorithm, _, _ = with_policy()
