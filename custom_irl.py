@@ -439,7 +439,7 @@ class IRLAlgorithm:
     overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
     climb_steps = 100  # gradient steps of the policy after each of the other rollouts
     lengthening = 3.0  # where it dies a step is up to 1 + this times as long
-    pace, climb_kl = 0.05, 0.03  # a first fraction of the step's learning rate; from then on this KL decides
+    pace, climb_kl = 0.05, 0.1  # a first fraction of the step's learning rate; from then on this KL decides
     value_steps = 40  # gradient steps of V a rollout
     replay_rounds = 5  # a clone is judged by these: no episode is left in them that began under noise
     sample_per_round = 256
@@ -605,8 +605,8 @@ class IRLAlgorithm:
             self.fit_policy(self.climb_steps, lr, *self.hard_rows())
             self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
-            deaths = self.climb(*rollout, advantages, ended, 2 * lr)
-            self.logstd -= 0.005 * (self.logstd > -2.5 or deaths < 0.5 / len(ended))  # falls need noise to be unlearned
+            self.climb(*rollout, advantages, ended, 2 * lr)
+            self.logstd -= 0.005 * (self.logstd > -2.5)  # who walks under noise does not fall without it
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
 
@@ -633,7 +633,7 @@ class IRLAlgorithm:
         where the expert goes: policy improvement by regression, as AWR (arXiv 1910.00177), but what was worse pushes.
         The step is what is `missing`, as near the expert advantages are mostly noise, up to four times that the oftener
         it dies: then the expert's actions are not enough. PPO's would be a KL of 7 to 13; the pace of this one goes up
-        and down around `climb_kl`. Returns the deaths per transition.
+        and down around `climb_kl`.
         """
         with torch.no_grad():
             mean = self.policy.actor_mean(obs)
@@ -646,7 +646,6 @@ class IRLAlgorithm:
             moved = (self.policy.actor_mean(obs) - mean) / self.policy.actor_logstd.exp()
         kl = moved.square().sum(1).mean().item() / 2
         self.pace = float(np.clip(self.pace * (1.2 if kl < self.climb_kl else 1 / 1.2), 0.05, 1.0))
-        return deaths
 
     def fit_policy(self, steps, lr, obs=None, targets=None):
         """Regresses the mean action on the expert's actions and, if given, on `targets` (n, action_dim) at `obs`."""

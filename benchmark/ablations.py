@@ -85,15 +85,7 @@ class NoPace(IRLAlgorithm):
 
     def climb(self, *rollout_and_lr):
         self.pace = 1.0
-        return super().climb(*rollout_and_lr)
-
-
-class CalmFalls(IRLAlgorithm):
-    """The noise goes on shrinking, however often it dies."""
-
-    def climb(self, *rollout_and_lr):
         super().climb(*rollout_and_lr)
-        return 0.0
 
 
 class NoKeeping(IRLAlgorithm):
@@ -127,7 +119,7 @@ class OnlyExpertActions(NoTermination, NoValue, NoGradientPenalty, NoClone):
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "no-gradient-penalty": NoGradientPenalty,
     "no-clone": NoClone, "no-expert-actions": NoExpertActions, "full-steps": FullSteps,
-    "no-long-steps": NoLongSteps, "no-pace": NoPace, "calm-falls": CalmFalls, "no-keeping": NoKeeping,
+    "no-long-steps": NoLongSteps, "no-pace": NoPace, "no-keeping": NoKeeping,
     "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
     "only-cloning": OnlyCloning, "only-expert-actions": OnlyExpertActions,
 }  # fmt: skip

@@ -57,24 +57,22 @@ def test_what_is_left_out_is_gone():
     assert ablations.NoGradientPenalty.gradient_penalty == 0 != full.gradient_penalty
 
 
-def a_climb(name: str) -> tuple[float, float, float]:
-    """How far a climb in which all die wants the mean moved, at which learning rate, and the deaths it counts."""
+def a_climb(name: str) -> tuple[float, float]:
+    """How far a climb in which all die wants the mean moved, and at which learning rate."""
     algorithm, policy = after_training(name, 8)
     algorithm.missing, algorithm.pace = lambda *rollout: 0.25, 0.5
     rollout, asked = batch(64), []
     rollout[2][:, 0] = 6.0
     algorithm.fit_policy = lambda steps, lr, obs, targets: asked.append((lr, targets))
-    deaths = algorithm.climb(*rollout, torch.linspace(-1, 1, 64), torch.ones(64, dtype=torch.bool), 1e-3)
+    algorithm.climb(*rollout, torch.linspace(-1, 1, 64), torch.ones(64, dtype=torch.bool), 1e-3)
     ((lr, targets),) = asked
-    return (targets - policy.actor_mean(rollout[0])).abs().mean().item(), lr, deaths
+    return (targets - policy.actor_mean(rollout[0])).abs().mean().item(), lr
 
 
 def test_steps_are_no_longer_where_it_dies_and_no_slower_where_they_go_far():
-    names = ("full", "no-long-steps", "no-pace", "calm-falls")
-    steps, rates, deaths = zip(*map(a_climb, names))
+    steps, rates = zip(*map(a_climb, ("full", "no-long-steps", "no-pace")))
     assert steps[0] > 3 * steps[1]
-    assert rates == (5e-4, 5e-4, 1e-3, 5e-4)
-    assert min(deaths[:3]) > 0.3 and deaths[3] == 0
+    assert rates == (5e-4, 5e-4, 1e-3)
 
 
 def test_a_part_alone_is_there_and_the_others_are_not():
