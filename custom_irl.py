@@ -395,15 +395,19 @@ class RewardNetwork(nn.Module):
         score = self.critic(self.features(state, action, next_state)).squeeze(-1)
         return (score - zero) / (self.expert_score - zero).clamp(min=0.1)
 
+    def ending(self, state):
+        """The logit of p, as if ends were as many as other states."""
+        return self.end_logit(self.normalize(state)).squeeze(-1)
+
     def alive(self, state):
         """1 - p(s)."""
-        return torch.sigmoid(-self.end_logit(self.normalize(state)).squeeze(-1) - self.end_log_odds)
+        return torch.sigmoid(-self.ending(state) - self.end_log_odds)
 
     def deadly(self, state):
         """Whether an end in this state was a death. Not p, for which it would also have to be likely: the better the
         policy, the less would a fall cost. The 3: where time limits end episodes looks like any other state.
         """
-        return torch.sigmoid(self.end_logit(self.normalize(state)).squeeze(-1) - 3)
+        return torch.sigmoid(self.ending(state) - 3)
 
     def g(self, state, action, next_state):
         return 1 + 2 * self.score(state, action, next_state, self.unskilled_score).clamp(-0.5, 1.5)
@@ -531,10 +535,10 @@ class IRLAlgorithm:
         """
         if not len(self.endings) or not len(self.others):
             return {"end_loss": 0.0}
-        net, size = self.reward_net, self.args.irl_batch_size // 2
+        size = self.args.irl_batch_size // 2
         sources = ((self.endings, size), (self.others, size - size // 2), (self.expert["next_obs"], size // 2))
         states = torch.cat([x[self.random_rows(len(x), n)] for x, n in sources])
-        logits = net.end_logit(net.normalize(states)).squeeze(-1)
+        logits = self.reward_net.ending(states)
         loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
         return {"end_loss": descend(self.end_optimizer, loss)}
 
