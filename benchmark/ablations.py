@@ -2,7 +2,7 @@
 
 python -m benchmark.ablations no-clone --env Hopper-v4 --total-timesteps 300000
 bash run_all.sh --method ablation-no-clone --envs Hopper-v4 Walker2d-v4 --seeds 1 2 3 --update-epochs 1
-python -m benchmark.ablations --publish    # benchmark/ablations.csv and ablations.png, with all that was run
+python -m benchmark.ablations --publish    # into benchmark/ablations.csv and .png and METHOD.md's table
 
 In all of them PPO is paid 0, and its gradient is 0, exactly. So one epoch does what ten do, in half the time; only the
 random numbers are others.
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 import torch.nn as nn
 
 import report
@@ -126,13 +127,30 @@ ABLATIONS = {
 
 
 def publish(results: Path, folder: Path) -> None:
-    """Merges the runs into ablations.csv and draws that: every seed, one panel, environment and length a column."""
+    """Merges the runs into ablations.csv and puts that into METHOD.md's table and ablations.png."""
     runs = report.read_runs(results)
     runs = runs[runs["method"].str.startswith("ablation-") & runs["git_clean"]]
     runs = runs[~runs["labels"].str.contains("quick")].drop(columns="folder")
     if runs.empty:
         raise UserError(f"{results}: no run of an ablation; expected some of a committed, clean tree")
     runs = report.merge_published(folder / "ablations.csv", runs, report.KEY)
+    report.write_block(folder / "METHOD.md", table(runs))
+    draw(runs, folder / "ablations.png")
+
+
+def table(runs: pd.DataFrame) -> str:
+    """A row an ablation, a column each panel, environment and length: mean normalised return (that of every seed)."""
+    cells = list(runs.sort_values("seed").groupby(["panel", "env", "steps"]))
+    header = ["", *(f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells)]
+    rows = []
+    for name in ABLATIONS:
+        scores = [cell.loc[cell["method"] == f"ablation-{name}", "normalized_return"] for _, cell in cells]
+        rows.append([name, *(f"{x.mean():.2f} ({', '.join(f'{y:.2f}' for y in x)})" if len(x) else "" for x in scores)])
+    return report.markdown_table(header, rows)
+
+
+def draw(runs: pd.DataFrame, path: Path) -> None:
+    """The same as bars, every seed a dot."""
     cells = list(runs.groupby(["panel", "env", "steps"]))
     figure, axes = plt.subplots(1, len(cells), figsize=(1 + 3 * len(cells), 4), sharey=True, layout="constrained")
     low = min(0, runs["normalized_return"].min())
@@ -144,7 +162,7 @@ def publish(results: Path, folder: Path) -> None:
         ax.set(title=f"{env}, {panel}\n{steps:,} steps", xlabel="normalised return", xlim=(low, 1.05))
         ax.set_yticks(range(len(ABLATIONS)), list(reversed(ABLATIONS)))
         ax.spines[["top", "right"]].set_visible(False)
-    with replacing(folder / "ablations.png") as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

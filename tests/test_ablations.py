@@ -10,6 +10,7 @@ import torch.optim as optim
 from test_method import ACTION_DIM, OBS_DIM, batch, make
 
 import custom_irl as irl
+import report
 from benchmark import ablations
 from conftest import command
 
@@ -98,11 +99,14 @@ def test_the_table_holds_every_ablation_of_a_clean_tree_nothing_else_and_grows(t
         changed = result | {"method": f"ablation-{name}", "git_clean": clean}
         (run / "result.json").write_text(json.dumps(changed))
     shutil.copytree(folder, tmp_path / "results" / "custom")
+    (tmp_path / "METHOD.md").write_text(f"before\n{report.BEGIN}\n{report.END}\nafter\n")
     ablations.publish(tmp_path / "results", tmp_path)
     rows = pd.read_csv(tmp_path / "ablations.csv")
     assert list(rows["method"]) == ["ablation-full", "ablation-no-value"]
     assert list(rows["eval_return_mean"]) == pytest.approx([result["eval_return_mean"]] * 2)
     assert (tmp_path / "ablations.png").stat().st_size > 5000
+    score = f"{result['normalized_return']:.2f}"
+    assert f"| no-value | {score} ({score}) |\n| no-gradient-penalty |  |" in (tmp_path / "METHOD.md").read_text()
 
     shutil.rmtree(tmp_path / "results" / "full")
     again = tmp_path / "results" / "no-value" / "result.json"
@@ -110,6 +114,11 @@ def test_the_table_holds_every_ablation_of_a_clean_tree_nothing_else_and_grows(t
     ablations.publish(tmp_path / "results", tmp_path)
     kept, replaced = pd.read_csv(tmp_path / "ablations.csv")["eval_return_mean"]
     assert (kept, replaced) == (pytest.approx(result["eval_return_mean"]), 7.0)
+
+
+def test_the_methods_table_is_what_the_committed_runs_say():
+    published = report.read_published(irl.ROOT / "benchmark" / "ablations.csv")
+    assert report.read_block(irl.ROOT / "benchmark" / "METHOD.md") == ablations.table(published).strip()
 
 
 def test_the_command_runs_one_and_names_all(tmp_path):
