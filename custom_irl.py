@@ -610,7 +610,7 @@ class IRLAlgorithm:
             self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
             self.climb(*rollout, advantages, ended, 2 * lr)
-            self.logstd -= 0.005 * (self.logstd > -2.5)  # who walks under noise does not fall without it
+            self.logstd -= 0.005 * (self.logstd > -2.5)  # what falls seldom under noise mostly does not fall without it
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
 
