@@ -341,7 +341,7 @@ def mlp(in_dim, hidden):
 
 def descend(optimizer, loss):
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward(inputs=optimizer.param_groups[0]["params"])  # not those that it only passes through
     optimizer.step()
     return loss.item()
 
@@ -430,24 +430,28 @@ class RewardNetwork(nn.Module):
         return self.training_g(state, action, next_state) + shaping
 
 
+def q_network(in_dim, hidden=128):
+    """Layer norm keeps the value of actions that nobody tried from running away (arXiv 2302.02948)."""
+    layers = [layer for n in (in_dim, hidden) for layer in (nn.Linear(n, hidden), nn.LayerNorm(hidden), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(hidden, 1))
+
+
 class IRLAlgorithm:
-    """Adversarial IRL: a Wasserstein critic, a value potential and, where the policy may be touched, a clone of the
-    expert. One that its reward cannot tell from the expert and that did not learn by heart is kept; any other climbs
-    that reward by small regressions (`climb`), smaller the nearer it is to the expert. PPO rests meanwhile.
+    """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
+    touched PPO rests: it starts as a clone of the expert and then follows, between rollouts, a Q of the reward that
+    is learned from all rollouts there were, and the advantages in the last one (`follow_q`).
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
-    clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of these rollouts but the first
-    watch_rounds = 10  # rollouts of the finished clone, nearly without noise; V becomes that of the clone, too
-    negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
-    overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
-    climb_steps = 100  # gradient steps of the policy after each of the other rollouts
-    lengthening = 3.0  # where it dies a step is up to 1 + this times as long
-    pace, climb_kl = 0.05, 0.1  # a first fraction of the step's learning rate; from then on this KL decides
-    value_steps = 40  # gradient steps of V a rollout
-    replay_rounds = 5  # a clone is judged by these: no episode is left in them that began under noise
-    sample_per_round = 256
     gradient_penalty = 10.0
+    value_steps = 40  # gradient steps of V a rollout
+    recent_rounds = 5  # half of the critic's policy side
+    clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of these rollouts but the first
+    watch_rounds = 10  # rollouts of the finished clone: V and Q become those of the clone before they move it
+    q_rounds = 100  # ten gradient steps of Q and three of the policy, a rollout
+    q_batch, q_lag, q_recent_rounds = 128, 0.1, 20
+    q_scale = 30.0  # Q is up to 400, too large for the network's own output
+    policy_pace = 0.2  # of PPO's learning rate, which the loop anneals
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
         self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
@@ -455,9 +459,12 @@ class IRLAlgorithm:
         self.critic_optimizer = optim.Adam(reward_net.critic.parameters(), lr=args.irl_lr, fused=True)
         self.end_optimizer = optim.Adam(reward_net.end_logit.parameters(), lr=3e-3, fused=True)
         self.value_optimizer = optim.Adam(reward_net.value.parameters(), lr=1e-3, fused=True)
-        self.replay = []  # (obs, acts, next_obs) of the last rollouts
-        self.samples = []  # `sample_per_round` transitions of every rollout there was
-        self.endings = self.others = torch.empty(0, obs_dim, device=device)  # next states, of all rollouts
+        twins = [nn.ModuleList(q_network(obs_dim + action_dim) for _ in range(2)).to(device) for _ in range(2)]
+        self.q, self.slow_q = twins
+        self.slow_q.load_state_dict(self.q.state_dict())
+        self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
+        self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]  # all rollouts' transitions, and
+        self.memory += [torch.zeros(0, dtype=torch.bool, device=device)]  # whether they ended an episode
         self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
         self.policy, self.scale = None, 1.0  # without set_policy PPO is on its own
 
@@ -472,24 +479,41 @@ class IRLAlgorithm:
         if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
             ended = policy_dones.flatten() > 0.5
             self.round += 1
-            self.replay = [*self.replay, rollout][-self.replay_rounds :]
-            rows = self.random_rows(len(policy_obs), self.sample_per_round)
-            self.samples.append([x[rows] for x in rollout])
-            self.remember_endings(policy_next_obs, ended)
+            self.remember(*rollout, ended)
             advantages = self.fit_value(*rollout, ended)
             if self.policy is not None:
-                self.guide_policy(rollout, advantages, ended)
+                report = self.guide_policy(policy_obs, policy_acts, advantages)
             with torch.no_grad():
-                report = {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
+                report |= {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
         self.calls += 1
         for _ in range(self.steps):
             report |= {**self.critic_step(), **self.end_step()}
-        with torch.no_grad():  # the better of the first two rollouts: still and thrown about, or scratch
-            net.unskilled_score.copy_(max(net.critic(net.features(*x)).mean() for x in self.samples[:2]))
         return report
+
+    # -------------------------------------------------------------------------------------------------- transitions
+    def remember(self, *transitions):
+        net, n = self.reward_net, len(transitions[0])
+        self.memory = [torch.cat(x) for x in zip(self.memory, transitions)]
+        self.rollout_size, self.seen, self.endings = n, self.seen + n, self.memory[2][self.memory[3]]
+        if len(self.endings):
+            net.end_log_odds.fill_(np.log(len(self.endings) / max(1, self.seen - len(self.endings))))
+        with torch.no_grad():  # the better of the first two rollouts: still and thrown about, or scratch
+            first = net.critic(net.features(*(x[: 2 * n] for x in self.memory[:3]))).split(n)
+            net.unskilled_score.copy_(max(score.mean() for score in first))
 
     def random_rows(self, n, size):
         return torch.randint(n, (size,), device=self.device)
+
+    def recent_rows(self, rounds, size):
+        return self.seen - 1 - self.random_rows(min(self.seen, rounds * self.rollout_size), size)
+
+    def remembered(self, *rows):
+        rows = torch.cat(rows)
+        return [x[rows] for x in self.memory]
+
+    def demonstrated(self, size):
+        rows = self.random_rows(len(self.expert["obs"]), size)
+        return [self.expert[key][rows] for key in ("obs", "acts", "next_obs")]
 
     # ------------------------------------------------------------------------------------------------------- reward
     def critic_step(self):
@@ -497,9 +521,7 @@ class IRLAlgorithm:
         Half of the policy's side is from the last rollouts, half from all there were: no bad behaviour is forgotten.
         """
         net, size = self.reward_net, self.args.irl_batch_size
-        rows = self.random_rows(len(self.expert["obs"]), size)
-        expert = net.features(*(self.expert[key][rows] for key in ("obs", "acts", "next_obs")))
-        policy = net.features(*self.policy_batch(size))
+        expert, policy = net.features(*self.demonstrated(size)), net.features(*self.policy_batch(size))
         expert_score, policy_score = (x.mean() for x in net.critic(torch.cat([expert, policy])).split(size))
         mix = torch.rand(size, 1, device=self.device)
         between = (mix * expert + (1 - mix) * policy).requires_grad_(True)
@@ -511,34 +533,23 @@ class IRLAlgorithm:
         return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
 
     def policy_batch(self, size):
-        rollout = self.replay[np.random.randint(len(self.replay))]
-        rows = self.random_rows(len(rollout[0]), size - size // 2)
-        first = self.samples[: self.clone_rounds + 1]  # ever fewer among all, but what beginners do
-        past = [x[i] for x, n in ((first, 2), (self.samples, 6)) for i in np.random.randint(len(x), size=n)]
-        old_rows = self.random_rows(len(past) * self.sample_per_round, size // 2)
-        return [torch.cat([new[rows], torch.cat(old)[old_rows]]) for new, old in zip(rollout, zip(*past))]
-
-    def remember_endings(self, next_obs, ended):
-        self.endings = torch.cat([self.endings, next_obs[ended]])
-        others = next_obs[~ended]
-        if len(others):
-            self.others = torch.cat([self.others, others[self.random_rows(len(others), self.sample_per_round)]])
-        self.seen += len(ended)
-        if len(self.endings):
-            odds = len(self.endings) / max(1, self.seen - len(self.endings))
-            self.reward_net.end_log_odds.fill_(np.log(odds))
+        first = min(
+            self.seen, (self.clone_rounds + 1) * self.rollout_size
+        )  # ever fewer among all, but what beginners do
+        beginners, all_ = self.random_rows(first, size // 8), self.random_rows(self.seen, size // 2 - size // 8)
+        return self.remembered(self.recent_rows(self.recent_rounds, size - size // 2), beginners, all_)[:3]
 
     def end_step(self):
         """Logistic regression of "this next state ended an episode" on as many endings as others, half of these the
         expert's; then corrected by the log-odds of an ending (Bayes). Time limits end episodes where hardly any state
         does, so p stays near 0 there, whether or not `policy_dones` counts them.
         """
-        if not len(self.endings) or not len(self.others):
+        if not 0 < len(self.endings) < self.seen:
             return {"end_loss": 0.0}
         size = self.args.irl_batch_size // 2
-        sources = ((self.endings, size), (self.others, size - size // 2), (self.expert["next_obs"], size // 2))
-        states = torch.cat([x[self.random_rows(len(x), n)] for x, n in sources])
-        logits = self.reward_net.ending(states)
+        _, _, next_obs, ended = self.remembered(self.random_rows(self.seen, size - size // 2))
+        endings = self.endings[self.random_rows(len(self.endings), size)]
+        logits = self.reward_net.ending(torch.cat([endings, next_obs[~ended], self.demonstrated(size // 2)[2]]))
         loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
         return {"end_loss": descend(self.end_optimizer, loss)}
 
@@ -582,37 +593,27 @@ class IRLAlgorithm:
                 p.zero_()  # the critic: see compute_reward; the actor: it stands still first
             policy.actor_logstd.fill_(-2.0)
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
-        n, self.demos = len(self.expert["obs"]), self.expert
-        parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # a tenth, until the clone is judged
-        self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
-    def guide_policy(self, rollout, advantages, ended):
+    def guide_policy(self, obs, acts, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
-        clone at all of its strength, a half, a quarter and none, each under more and more noise.
+        clone at all of its strength, a half, a quarter and none, each under more and more noise. Later ones are by
+        turns with noise, for Q, and nearly without, as it is there that the policy has to stand the test.
         """
-        watched, lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
+        since_clone, report = self.round - self.clone_rounds, {}
         self.scale_actor(1.0)
         if self.round == 1:
-            self.logstd = 0.0
-        elif watched <= 0:
-            self.fit_policy(self.clone_steps, 1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
-            self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
-            self.logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
-        elif watched < self.watch_rounds:
-            self.logstd = -4.0
-        elif watched == self.watch_rounds:
-            missing = self.missing(*map(torch.cat, zip(*self.replay)))
-            self.keep = missing < self.negligible and not self.overfits()
-            self.expert = self.demos
-            self.logstd = -4.0 if self.keep else -3.0 + 3.0 * missing
-        elif self.keep:  # every fourth rollout is of bad behaviour still
-            self.fit_policy(self.climb_steps, lr, *self.hard_rows())
-            self.logstd = 0.0 if self.round % 4 == 1 else -4.0
+            logstd = 0.0
         else:
-            self.climb(*rollout, advantages, ended, 2 * lr)
-            self.logstd -= 0.005 * (self.logstd > -2.5)  # what falls seldom under noise mostly does not fall without it
+            if since_clone <= 0:
+                self.clone(1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
+            report = self.improve(obs, acts, advantages, since_clone >= self.watch_rounds)
+            logstd = (-2.0, -4.0)[self.round % 2]
+            if since_clone <= 0:
+                self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
+                logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
         with torch.no_grad():
-            self.policy.actor_logstd.fill_(self.logstd)
+            self.policy.actor_logstd.fill_(logstd)
+        return report
 
     def scale_actor(self, scale):
         with torch.no_grad():
@@ -620,56 +621,68 @@ class IRLAlgorithm:
                 p *= scale / self.scale  # powers of two: nothing is lost
         self.scale = scale
 
-    def overfits(self):
-        """Whether the clone knows little beyond what it was shown, and has something to learn by climbing."""
-        data = [(x["obs"], x["acts"]) for x in (self.held_out, self.expert)]
-        with torch.no_grad():
-            unseen, seen = ((self.policy.actor_mean(obs) - acts).square().mean() for obs, acts in data)
-        return unseen > self.overfitted * seen
+    def error(self, obs, acts):
+        """Squared error of the mean action."""
+        return (self.policy.actor_mean(obs) - acts).square().sum(1).mean()
 
-    def missing(self, *rollout):
-        """How far rollouts are from the expert on the scale of the score, where unskilled is 1; at most 0.5."""
-        with torch.no_grad():
-            return (1 - self.reward_net.score(*rollout, self.reward_net.unskilled_score).mean()).clamp(0, 0.5).item()
+    def clone(self, lr):
+        self.optimizer.param_groups[0]["lr"] = lr
+        for _ in range(self.clone_steps):
+            descend(self.optimizer, self.error(*self.demonstrated(self.args.irl_batch_size)[:2]))
 
-    def climb(self, obs, acts, next_obs, advantages, ended, lr):
-        """Moves the mean towards actions that turned out better than expected, away from others, and stays the expert
-        where the expert goes: policy improvement by regression, as AWR (arXiv 1910.00177), but what was worse pushes.
-        The step is what is `missing`, as near the expert advantages are mostly noise, up to four times that the oftener
-        it dies: then the expert's actions are not enough. PPO's would be a KL of 7 to 13; the pace of this one goes up
-        and down around `climb_kl`.
-        """
+    def improve(self, obs, acts, advantages, with_policy):
+        lr = self.ppo_optimizer.param_groups[0]["lr"]
+        self.q_optimizer.param_groups[0]["lr"], self.optimizer.param_groups[0]["lr"] = lr, self.policy_pace * lr
         with torch.no_grad():
             mean = self.policy.actor_mean(obs)
             weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
-            deaths = (ended * self.reward_net.deadly(next_obs)).mean().item()
-            step = self.missing(obs, acts, next_obs) * (1 + min(self.lengthening, 1500 * deaths))
-            targets = mean + step * weights[:, None] * (acts - mean)
-        self.fit_policy(self.climb_steps, self.pace * lr, obs, targets)
-        with torch.no_grad():
-            moved = (self.policy.actor_mean(obs) - mean) / self.policy.actor_logstd.exp()
-        kl = moved.square().sum(1).mean().item() / 2
-        self.pace = float(np.clip(self.pace * (1.2 if kl < self.climb_kl else 1 / 1.2), 0.05, 1.0))
+            better = mean + weights[:, None] * (acts - mean)
+        for _ in range(self.q_rounds):
+            seen_obs, q_loss = self.fit_q()
+            if with_policy:
+                self.follow_q(seen_obs, obs, better)
+        return {"q_loss": q_loss}
 
-    def fit_policy(self, steps, lr, obs=None, targets=None):
-        """Regresses the mean action on the expert's actions and, if given, on `targets` (n, action_dim) at `obs`."""
-        self.optimizer.param_groups[0]["lr"] = lr
-        sources = [(self.expert["obs"], self.expert["acts"])] + ([] if obs is None else [(obs, targets)])
-        size = self.args.irl_batch_size // len(sources)
-        for _ in range(steps):
-            rows = [self.random_rows(len(inputs), size) for inputs, _ in sources]
-            inputs, outputs = (torch.cat([x[r] for x, r in zip(xs, rows)]) for xs in zip(*sources))
-            descend(self.optimizer, (self.policy.actor_mean(inputs) - outputs).square().sum() / size)
+    def action_values(self, networks, obs, acts):
+        """(networks, n). Beyond the expert's range of actions nothing changes: there are no data."""
+        net = self.reward_net
+        x = torch.cat([net.normalize(obs), acts.clamp(net.act_low, net.act_high)], -1)
+        return self.q_scale * torch.stack([q(x).squeeze(-1) for q in networks])
 
-    def hard_rows(self, n=2048):
-        """Obs and actions of the expert's, drawn in proportion to the error. What is rare in the demonstrations, as the
-        first steps of an episode are, may decide whether it falls, but hardly counts in a mean.
+    def fit_q(self):
+        """Ten steps of TD3's critics (arXiv 1802.09477) for g, on the demonstrations, the last rollouts and all there
+        were, as DAC (arXiv 1809.02925). Their targets are computed at once: what they are made of moves slowly.
+        Returns the batches' obs and the last loss.
         """
-        rows = self.random_rows(len(self.expert["obs"]), 4 * n)
-        obs, acts = self.expert["obs"][rows], self.expert["acts"][rows]
+        net, quarter = self.reward_net, 10 * self.q_batch // 4
+        recent = self.recent_rows(self.q_recent_rounds, quarter + quarter // 2)
+        *rollouts, ended = self.remembered(recent, self.random_rows(self.seen, quarter + quarter // 2))
+        obs, acts, next_obs = (torch.cat(x) for x in zip(rollouts, self.demonstrated(quarter)))
         with torch.no_grad():
-            hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, n)
-        return obs[hard], acts[hard]
+            next_acts = self.policy.actor_mean(next_obs)
+            next_acts += (0.1 * torch.randn_like(next_acts)).clamp(-0.3, 0.3)  # neighbours are worth the same
+            after = self.action_values(self.slow_q, next_obs, next_acts).amin(0)
+            after[: len(ended)] *= 1 - ended * net.deadly(next_obs[: len(ended)])
+            targets = net.g(obs, acts, next_obs) + net.gamma * after
+        for rows in torch.randperm(len(obs), device=self.device).split(self.q_batch):
+            error = self.action_values(self.q, obs[rows], acts[rows]) - targets[rows]
+            loss = descend(self.q_optimizer, error.square().sum(0).mean())
+        with torch.no_grad():
+            for slow, fast in zip(self.slow_q.parameters(), self.q.parameters()):
+                slow.lerp_(fast, self.q_lag)
+        return obs, loss
+
+    def follow_q(self, seen_obs, obs, better):
+        """Three steps of the mean: up Q wherever somebody was (TD3), to the expert's actions where the expert was, and
+        in the last rollout to what turned out better than V expected, away from what turned out worse (as AWR,
+        arXiv 1910.00177). The last also keeps it from going far at once.
+        """
+        for _ in range(3):
+            rows, seen_rows = self.random_rows(len(obs), self.q_batch), self.random_rows(len(seen_obs), self.q_batch)
+            seen = seen_obs[seen_rows]
+            value = self.action_values(self.q[:1], seen, self.policy.actor_mean(seen)).mean()
+            expert = self.error(*self.demonstrated(self.q_batch // 4)[:2])
+            descend(self.optimizer, expert + self.error(obs[rows], better[rows]) - value / value.detach().abs())
 
 
 # ================================================================================================== EDITABLE REGION END
