@@ -438,8 +438,9 @@ def q_network(in_dim, hidden=128):
 
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
-    touched PPO rests: it starts as a clone of the expert and then follows, between rollouts, a Q of the reward that
-    is learned from all rollouts there were, and the advantages in the last one (`follow_q`).
+    touched PPO rests: it starts as a clone of the expert. One that its reward cannot tell from the expert and that did
+    not learn by heart is kept; any other follows, between rollouts, a Q of the reward that is learned from all
+    rollouts there were, and the advantages in the last one (`follow_q`).
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
@@ -447,7 +448,10 @@ class IRLAlgorithm:
     value_steps = 40  # gradient steps of V a rollout
     recent_rounds = 5  # half of the critic's policy side
     clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of these rollouts but the first
-    watch_rounds = 10  # rollouts of the finished clone: V and Q become those of the clone before they move it
+    watch_rounds = 10  # rollouts of the finished clone, nearly without noise; V and Q become those of the clone, too
+    negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
+    overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
+    keep_steps = 100  # gradient steps of a kept clone a rollout
     q_rounds = 100  # ten gradient steps of Q and three of the policy, a rollout
     q_batch, q_lag, q_recent_rounds = 128, 0.1, 20
     q_scale = 30.0  # Q is up to 400, too large for the network's own output
@@ -482,9 +486,9 @@ class IRLAlgorithm:
             self.remember(*rollout, ended)
             advantages = self.fit_value(*rollout, ended)
             if self.policy is not None:
-                report = self.guide_policy(policy_obs, policy_acts, advantages)
+                self.guide_policy(policy_obs, policy_acts, advantages)
             with torch.no_grad():
-                report |= {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
+                report = {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
         self.calls += 1
         for _ in range(self.steps):
             report |= {**self.critic_step(), **self.end_step()}
@@ -593,27 +597,38 @@ class IRLAlgorithm:
                 p.zero_()  # the critic: see compute_reward; the actor: it stands still first
             policy.actor_logstd.fill_(-2.0)
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
+        n, self.demos = len(self.expert["obs"]), self.expert
+        parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # a tenth, until the clone is judged
+        self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
     def guide_policy(self, obs, acts, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
         clone at all of its strength, a half, a quarter and none, each under more and more noise. Later ones are by
         turns with noise, for Q, and nearly without, as it is there that the policy has to stand the test.
         """
-        since_clone, report = self.round - self.clone_rounds, {}
+        watched, lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
         self.scale_actor(1.0)
         if self.round == 1:
-            logstd = 0.0
+            self.logstd = 0.0
+        elif watched <= 0:
+            self.clone(self.clone_steps, 1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
+            self.improve(obs, acts, advantages, lr, only_q=True)
+            self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
+            self.logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
+        elif watched < self.watch_rounds:
+            self.improve(obs, acts, advantages, lr, only_q=True)
+            self.logstd = -4.0
+        elif watched == self.watch_rounds:
+            self.keep = self.missing() < self.negligible and not self.overfits()
+            self.expert = self.demos
+        elif self.keep:  # every fourth rollout is of bad behaviour still
+            self.clone(self.keep_steps, lr, self.hard_rows())
+            self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
-            if since_clone <= 0:
-                self.clone(1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
-            report = self.improve(obs, acts, advantages, since_clone >= self.watch_rounds)
-            logstd = (-2.0, -4.0)[self.round % 2]
-            if since_clone <= 0:
-                self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
-                logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
+            self.improve(obs, acts, advantages, lr)
+            self.logstd = (-2.0, -4.0)[self.round % 2]
         with torch.no_grad():
-            self.policy.actor_logstd.fill_(logstd)
-        return report
+            self.policy.actor_logstd.fill_(self.logstd)
 
     def scale_actor(self, scale):
         with torch.no_grad():
@@ -625,23 +640,51 @@ class IRLAlgorithm:
         """Squared error of the mean action."""
         return (self.policy.actor_mean(obs) - acts).square().sum(1).mean()
 
-    def clone(self, lr):
+    def clone(self, steps, lr, *hard):
+        """Regresses the mean action on the expert's; given some, on these `hard` (obs, acts) in half of each batch."""
         self.optimizer.param_groups[0]["lr"] = lr
-        for _ in range(self.clone_steps):
-            descend(self.optimizer, self.error(*self.demonstrated(self.args.irl_batch_size)[:2]))
+        size = self.args.irl_batch_size // (1 + len(hard))
+        for _ in range(steps):
+            batches = [self.demonstrated(size)[:2]]
+            for pairs in hard:
+                rows = self.random_rows(len(pairs[0]), size)
+                batches.append([x[rows] for x in pairs])
+            descend(self.optimizer, sum(self.error(*batch) for batch in batches))
 
-    def improve(self, obs, acts, advantages, with_policy):
-        lr = self.ppo_optimizer.param_groups[0]["lr"]
+    def hard_rows(self, n=2048):
+        """Obs and actions of the expert's, drawn in proportion to the error. What is rare in the demonstrations, as the
+        first steps of an episode are, may decide whether it falls, but hardly counts in a mean.
+        """
+        rows = self.random_rows(len(self.expert["obs"]), 4 * n)
+        obs, acts = self.expert["obs"][rows], self.expert["acts"][rows]
+        with torch.no_grad():
+            hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, n)
+        return obs[hard], acts[hard]
+
+    def overfits(self):
+        """Whether the clone knows little beyond what it was shown, and has something to learn from the reward."""
+        with torch.no_grad():
+            unseen, seen = (self.error(x["obs"], x["acts"]) for x in (self.held_out, self.expert))
+        return unseen > self.overfitted * seen
+
+    def missing(self):
+        """How far the last five rollouts are from the expert on the scale of the score, where unskilled is 1. (In these
+        no episode is left that began under noise.)
+        """
+        rollouts = [x[-5 * self.rollout_size :] for x in self.memory[:3]]
+        with torch.no_grad():
+            return 1 - self.reward_net.score(*rollouts, self.reward_net.unskilled_score).mean().item()
+
+    def improve(self, obs, acts, advantages, lr, only_q=False):
         self.q_optimizer.param_groups[0]["lr"], self.optimizer.param_groups[0]["lr"] = lr, self.policy_pace * lr
         with torch.no_grad():
             mean = self.policy.actor_mean(obs)
             weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
             better = mean + weights[:, None] * (acts - mean)
         for _ in range(self.q_rounds):
-            seen_obs, q_loss = self.fit_q()
-            if with_policy:
+            seen_obs = self.fit_q()
+            if not only_q:
                 self.follow_q(seen_obs, obs, better)
-        return {"q_loss": q_loss}
 
     def action_values(self, networks, obs, acts):
         """(networks, n). Beyond the expert's range of actions nothing changes: there are no data."""
@@ -652,7 +695,7 @@ class IRLAlgorithm:
     def fit_q(self):
         """Ten steps of TD3's critics (arXiv 1802.09477) for g, on the demonstrations, the last rollouts and all there
         were, as DAC (arXiv 1809.02925). Their targets are computed at once: what they are made of moves slowly.
-        Returns the batches' obs and the last loss.
+        Returns the batches' obs.
         """
         net, quarter = self.reward_net, 10 * self.q_batch // 4
         recent = self.recent_rows(self.q_recent_rounds, quarter + quarter // 2)
@@ -666,11 +709,11 @@ class IRLAlgorithm:
             targets = net.g(obs, acts, next_obs) + net.gamma * after
         for rows in torch.randperm(len(obs), device=self.device).split(self.q_batch):
             error = self.action_values(self.q, obs[rows], acts[rows]) - targets[rows]
-            loss = descend(self.q_optimizer, error.square().sum(0).mean())
+            descend(self.q_optimizer, error.square().sum(0).mean())
         with torch.no_grad():
             for slow, fast in zip(self.slow_q.parameters(), self.q.parameters()):
                 slow.lerp_(fast, self.q_lag)
-        return obs, loss
+        return obs
 
     def follow_q(self, seen_obs, obs, better):
         """Three steps of the mean: up Q wherever somebody was (TD3), to the expert's actions where the expert was, and
