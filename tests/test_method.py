@@ -204,6 +204,7 @@ def with_policy(n_expert=512):
     _, algorithm, demos = make(n_expert=n_expert)
     policy = irl.Policy(OBS_DIM, ACTION_DIM)
     algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
+    algorithm.q_rounds = 1
     return algorithm, policy, demos
 
 
@@ -227,7 +228,7 @@ def test_the_clone_learns_the_demonstrations():
     algorithm, policy, _ = with_policy()
     expert = algorithm.expert
     expert["acts"] = 0.3 * expert["obs"][:, :ACTION_DIM].sin()
-    algorithm.fit_policy(500, lr=1e-3)
+    algorithm.clone(500, lr=1e-3)
     assert (policy.actor_mean(expert["obs"]) - expert["acts"]).square().mean() < 0.05 * expert["acts"].var()
 
 
@@ -247,88 +248,80 @@ def test_a_tenth_is_held_out_until_the_clone_is_judged():
 def test_learning_by_heart_is_noticed():
     """The demonstrations' actions are noise, of which nothing generalises; or a sine of the observation."""
     algorithm, _, _ = with_policy(n_expert=64)
-    algorithm.fit_policy(1500, lr=1e-3)
+    algorithm.clone(1500, lr=1e-3)
     assert algorithm.overfits()
     algorithm, _, _ = with_policy(n_expert=2048)
     for data in (algorithm.expert, algorithm.held_out):
         data["acts"] = 0.3 * data["obs"][:, :ACTION_DIM].sin()
-    algorithm.fit_policy(500, lr=1e-3)
+    algorithm.clone(500, lr=1e-3)
     assert not algorithm.overfits()
     assert not with_policy(n_expert=5)[0].overfits()  # too few to hold any out
 
 
-def test_the_policy_climbs_the_advantage_and_stays_the_expert_where_the_expert_goes(monkeypatch):
-    """Actions above the mean turn out well in one half of the state space and badly in the other: the mean must follow
-    there, while it still gives the expert's actions at the expert's states, which lie elsewhere.
+@pytest.mark.parametrize(("time_limits", "value"), [(False, 1.0), (True, 2.0)])
+def test_q_is_what_the_reward_is_worth_until_death(monkeypatch, time_limits, value):
+    """g is 1 everywhere and counts half a step later: 1 / (1 - 0.5) = 2 in all but the last step before a death. States
+    beyond 5 look deadly; an end elsewhere is a time limit's.
+    """
+    algorithm, _, demos = with_policy()
+    net = algorithm.reward_net
+    monkeypatch.setattr(net, "gamma", 0.5)
+    monkeypatch.setattr(net, "g", lambda obs, acts, next_obs: torch.ones(len(obs)))
+    monkeypatch.setattr(net, "deadly", lambda state: (state[:, 0] > 5).float())
+    obs, acts, next_obs = batch(2048, seed=3)
+    ended = torch.rand(2048) < 0.5
+    obs[ended, 1] -= 20.0  # from afar, so that Q can tell
+    next_obs[ended, 0] = 0.0 if time_limits else 6.0
+    algorithm.remember(obs, acts, next_obs, ended)
+    algorithm.q_optimizer.param_groups[0]["lr"] = 1e-3
+    for _ in range(200):
+        algorithm.fit_q()
+    with torch.no_grad():
+        q = algorithm.action_values(algorithm.q, obs, acts)
+        expert = algorithm.action_values(algorithm.q, demos["obs"], demos["acts"])
+    assert q[:, ended].mean().item() == pytest.approx(value, abs=0.2)
+    assert q[:, ~ended].mean().item() == pytest.approx(2.0, abs=0.2)
+    assert expert.mean().item() == pytest.approx(2.0, abs=0.2)
+
+
+def test_the_policy_follows_q_and_what_turned_out_better_and_stays_the_expert_where_the_expert_goes(monkeypatch):
+    """Three places: where somebody was, Q grows with the action; in the last rollout something better is known; and the
+    expert's states. The mean must follow there, and stay here.
     """
     algorithm, policy, demos = with_policy()
-    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.5)
-    demos["obs"][:, 0] += 20
-    algorithm.fit_policy(500, lr=1e-3)
-    obs, _, next_obs = batch(2048, seed=4)
+    algorithm.clone(500, lr=1e-3)
+    seen, rollout = batch(512, seed=4)[0], batch(512, seed=5)[0]
+    seen[:, 0] += 20
+    rollout[:, 0] -= 20
+    monkeypatch.setattr(algorithm, "action_values", lambda q, obs, acts: 10 + acts.sum(1).expand(len(q), -1))
     with torch.no_grad():
-        before, noise = policy.actor_mean(obs), 0.3 * torch.randn(2048, ACTION_DIM)
-    side = obs[:, :1].sign()
-    errors = (policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean().item()
-    algorithm.pace = 1.0
-    for _ in range(3):
-        advantages = (side * noise).sum(1) + 7.0  # their level says nothing
-        algorithm.climb(obs, before + noise, next_obs, advantages, torch.zeros(2048), lr=6e-4)
+        before = [policy.actor_mean(x) for x in (seen, rollout)]
+    error = algorithm.error(demos["obs"], demos["acts"]).item()
+    algorithm.optimizer.param_groups[0]["lr"] = 1e-3
+    for _ in range(10):
+        algorithm.follow_q(seen, rollout, before[1] - 0.5)
     with torch.no_grad():
-        moved = policy.actor_mean(obs) - before
-        assert (side * moved)[side[:, 0] > 0].mean() > 0.01 and (side * moved)[side[:, 0] < 0].mean() > 0.01
-        assert (policy.actor_mean(demos["obs"]) - demos["acts"]).square().mean() < errors + 0.002
+        up, down = (policy.actor_mean(x) - mean for x, mean in zip((seen, rollout), before))
+    assert up.mean() > 0.05 and down.mean() < -0.3
+    assert algorithm.error(demos["obs"], demos["acts"]) < error + 0.05
 
 
-@pytest.mark.parametrize("logstd", [-3.0, 0.0])
-def test_the_pace_of_climbing_keeps_its_kl(monkeypatch, logstd):
-    """Under little noise a step is soon too long and the pace falls until its KL is about what is wanted; under much
-    noise it never is, and the pace rises to its bound.
-    """
+def test_better_is_on_the_side_of_what_the_advantage_praises(monkeypatch):
     algorithm, policy, _ = with_policy()
-    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.5)
-    with torch.no_grad():
-        policy.actor_logstd.fill_(logstd)
-    start, divergences = algorithm.pace, []
-    for seed in range(30):
-        obs, _, next_obs = batch(2048, seed=seed)
-        with torch.no_grad():
-            before = policy.actor_mean(obs)
-        acts, std = before + np.exp(logstd) * torch.randn(2048, ACTION_DIM), float(np.exp(logstd))
-        algorithm.climb(obs, acts, next_obs, torch.randn(2048), torch.zeros(2048), lr=6e-4 if logstd else 6e-5)
-        old, new = (torch.distributions.Normal(x, std) for x in (before, policy.actor_mean(obs).detach()))
-        divergences.append(torch.distributions.kl_divergence(old, new).sum(1).mean().item())
-    if logstd:
-        assert algorithm.climb_kl / 3 < np.mean(divergences[-10:]) < 3 * algorithm.climb_kl and algorithm.pace < 1
-    else:
-        assert algorithm.pace == 1.0 > start and max(divergences) < algorithm.climb_kl
-
-
-def test_who_dies_climbs_further(monkeypatch):
-    """Targets lie four times as far from the mean where 1 in 500 dies, but not where time limits end episodes."""
-    algorithm, policy, _ = with_policy()
-    monkeypatch.setattr(algorithm, "missing", lambda *rollout: 0.25)
-    targets, ended = [], torch.zeros(2000, dtype=torch.bool)
-    monkeypatch.setattr(algorithm, "fit_policy", lambda steps, lr, obs, x: targets.append(x))
-    obs, _, next_obs = batch(2000, seed=4)
+    asked = []
+    monkeypatch.setattr(algorithm, "q_rounds", 1)
+    monkeypatch.setattr(algorithm, "fit_q", lambda: None)
+    monkeypatch.setattr(algorithm, "follow_q", lambda seen, obs, better: asked.append(better))
+    obs, noise, _ = batch(512, seed=4)
     with torch.no_grad():
         mean = policy.actor_mean(obs)
-    for deadly, ends in ((1.0, 0), (1.0, 4), (1.0, 400), (0.0, 4)):
-        monkeypatch.setattr(algorithm.reward_net, "deadly", lambda state, p=deadly: torch.full((len(state),), p))
-        ended[:ends] = True
-        algorithm.climb(obs, mean + 0.1, next_obs, obs[:, 0], ended, lr=1e-4)
-        ended[:] = False
-    steps = [((x - mean).abs().mean() / (targets[0] - mean).abs().mean()).item() for x in targets]
-    assert steps == pytest.approx([1, 4, 4, 1], rel=1e-3)
-
-
-@pytest.mark.parametrize(("logstd", "expected"), [(-1.0, -1.005), (-2.499, -2.504), (-2.504, -2.504), (-3.0, -3.0)])
-def test_a_climber_keeps_some_noise(logstd, expected):
-    algorithm, policy, _ = with_policy()
-    algorithm.round, algorithm.keep = algorithm.clone_rounds + algorithm.watch_rounds + 1, False
-    algorithm.logstd = logstd
-    algorithm.guide_policy(batch(512, seed=3), torch.randn(512), torch.zeros(512))
-    assert policy.actor_logstd.mean().item() == pytest.approx(expected, abs=1e-6)
+    advantages = 7.0 + 100 * torch.linspace(-1, 1, 512) ** 5  # their level and their scale say nothing
+    algorithm.improve(obs, mean + noise, advantages, 1e-4)
+    step = (asked[0] - mean) / noise
+    assert (
+        step.std(1).max() < 1e-3 and (step.diff(dim=0) > -1e-3).all()
+    )  # as the advantages, from the worst to the best
+    assert step.mean(1).min() == pytest.approx(-3, abs=1e-3) and step.mean(1).max() == pytest.approx(3, abs=1e-3)
 
 
 def test_a_kept_clone_learns_what_is_rare():
@@ -355,19 +348,17 @@ def test_advantages_are_what_the_returns_exceed_the_value_by():
     torch.testing.assert_close(algorithm.fit_value(*rollout, ended), expected)
 
 
-@pytest.mark.parametrize(
-    ("missing", "by_heart", "logstd"), [(0.45, False, -1.65), (0.5, True, -1.5), (0.3, True, -2.1)]
-)
-def test_rollouts_are_first_of_all_kinds_then_the_clone_then_climb(monkeypatch, missing, by_heart, logstd):
+@pytest.mark.parametrize(("missing", "by_heart"), [(0.45, False), (0.5, True), (0.3, True)])
+def test_rollouts_are_first_of_all_kinds_then_the_clone_then_with_and_without_noise(monkeypatch, missing, by_heart):
     """PPO must not move any of them: it is paid nothing from beginning to end."""
     algorithm, policy, _ = with_policy()
-    algorithm.clone_steps, climbed, logstds, scales = 2, [], [], []
-    monkeypatch.setattr(algorithm, "climb", lambda *rollout: climbed.append(algorithm.round))
-    monkeypatch.setattr(algorithm, "missing", lambda *rollout: missing)
+    algorithm.clone_steps, improved, logstds, scales = 2, [], [], []
+    monkeypatch.setattr(algorithm, "improve", lambda *x, only_q=False: improved.append((algorithm.round, only_q)))
+    monkeypatch.setattr(algorithm, "missing", lambda: missing)
     monkeypatch.setattr(algorithm, "overfits", lambda: by_heart)
     rollout = batch(64)
     first = algorithm.clone_rounds + algorithm.watch_rounds
-    for _ in range(first + 2):
+    for _ in range(first + 4):
         assert (algorithm.compute_reward(*rollout) == 0).all()
         for _ in range(5):
             algorithm.update(*rollout, torch.zeros(64))
@@ -376,16 +367,16 @@ def test_rollouts_are_first_of_all_kinds_then_the_clone_then_climb(monkeypatch, 
         if algorithm.round == algorithm.clone_rounds:
             clone = [p.clone() for p in policy.actor_mean.parameters()]
     assert logstds[: algorithm.clone_rounds] == [0.0, -1.0, 0.0] + [-3.0, -2.0, -1.0, 0.0] * 4 + [-3.0]
-    assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 13
-    assert set(logstds[algorithm.clone_rounds : first - 1]) == {-4.0}
-    assert climbed == [first + 1, first + 2]
-    assert logstds[first - 1 :] == pytest.approx([logstd, logstd - 0.005, logstd - 0.01])
+    assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 15
+    assert set(logstds[algorithm.clone_rounds : first]) == {-4.0}
+    assert logstds[first:] == [-4.0, -2.0, -4.0, -2.0]
+    assert improved == [(i, True) for i in range(2, first)] + [(i, False) for i in range(first + 1, first + 5)]
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), clone))
 
 
 def test_a_weak_actor_is_restored_exactly():
     algorithm, policy, demos = with_policy()
-    algorithm.fit_policy(50, lr=1e-3)
+    algorithm.clone(50, lr=1e-3)
     before = [p.clone() for p in policy.actor_mean.parameters()]
     full = policy.actor_mean(demos["obs"])
     algorithm.scale_actor(0.25)
@@ -397,27 +388,26 @@ def test_a_weak_actor_is_restored_exactly():
 def test_what_beginners_do_is_not_forgotten():
     """The first rollouts are two eighths of what the critic sees of the past, however many there have been since."""
     _, algorithm, _ = make()
-    rollout, size = [torch.zeros(64, n) for n in (OBS_DIM, ACTION_DIM, OBS_DIM)], 512
-    algorithm.replay = [rollout]
-    first = algorithm.clone_rounds + 1
-    marks = [float(i < first) + 1 for i in range(2000)]  # 2 for a first one, 1 for a later one, 0 in the replay
-    algorithm.samples = [[torch.full((256, x.shape[1]), mark) for x in rollout] for mark in marks]
-    seen = torch.cat([algorithm.policy_batch(size)[0][:, 0] for _ in range(20)])
+    for i in range(100):  # 2 marks a first one, 0 the last five
+        mark = 2.0 if i <= algorithm.clone_rounds else 0.0 if i >= 95 else 1.0
+        rollout = [torch.full((64, n), mark) for n in (OBS_DIM, ACTION_DIM, OBS_DIM)]
+        algorithm.remember(*rollout, torch.zeros(64, dtype=torch.bool))
+    seen = torch.cat([algorithm.policy_batch(512)[0][:, 0] for _ in range(40)])
     shares = [(seen == mark).float().mean().item() for mark in (0, 1, 2)]
-    assert shares == pytest.approx([0.5, 0.375, 0.125], abs=0.02)
+    assert shares == pytest.approx([0.5 + 0.375 * 0.05, 0.375 * 0.74, 0.125 + 0.375 * 0.21], abs=0.02)
 
 
 @pytest.mark.parametrize("bad_rollouts", [0, 3])
 def test_a_clone_from_which_little_is_missing_is_kept(monkeypatch, bad_rollouts):
-    """It never climbs, goes on cloning, and acts nearly without noise but for every fourth rollout. What decides is the
-    last five rollouts watched together: not one with falls, nor what an episode was before."""
+    """It does not follow Q, goes on cloning, and acts nearly without noise but for every fourth rollout. What decides
+    is the last five rollouts watched together: not one with falls, nor what an episode was before."""
     algorithm, policy, demos = with_policy()
     for data in (demos, algorithm.expert, algorithm.held_out):
         data["acts"] = 0.3 * data["obs"][:, :ACTION_DIM].sin()
-    algorithm.clone_steps, algorithm.climb_steps, logstds = 2, 20, []
-    monkeypatch.setattr(algorithm, "climb", lambda *rollout: pytest.fail("climbed"))
+    algorithm.clone_steps, algorithm.keep_steps, logstds = 2, 20, []
+    monkeypatch.setattr(algorithm, "follow_q", lambda *_: pytest.fail("followed Q"))
     first, errors = algorithm.clone_rounds + algorithm.watch_rounds, []
-    monkeypatch.setattr(algorithm, "missing", lambda obs, *rest: 0.5 * (obs[:, 0] == 9).float().mean().item())
+    monkeypatch.setattr(algorithm.reward_net, "score", lambda obs, *rest: 1 - 0.5 * (obs[:, 0] == 9).float())
     for i in range(first + 8):
         rollout = batch(64)
         if i < first - 5 + bad_rollouts:
@@ -430,12 +420,15 @@ def test_a_clone_from_which_little_is_missing_is_kept(monkeypatch, bad_rollouts)
     assert errors[-1] < errors[first - 1]
 
 
-def test_nothing_is_missing_from_the_expert_and_at_most_half_from_the_unskilled():
+def test_nothing_is_missing_from_the_expert_and_all_from_the_unskilled():
     algorithm, _, demos = with_policy()
-    for _ in range(60):
-        algorithm.update(*batch(256, seed=2), torch.zeros(256))
-    assert algorithm.missing(*batch(256, seed=2)) == 0.5
-    assert algorithm.missing(*(demos[key] for key in ("obs", "acts", "next_obs"))) < 0.2
+    for _ in range(12):
+        for _ in range(5):
+            algorithm.update(*batch(512, seed=2), torch.zeros(512))
+    assert algorithm.missing() > 0.8
+    for _ in range(5):
+        algorithm.remember(*(demos[key] for key in ("obs", "acts", "next_obs")), torch.zeros(512, dtype=torch.bool))
+    assert algorithm.missing() < 0.2
 
 
 def test_a_reward_of_zero_does_not_move_the_policy():

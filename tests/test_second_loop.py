@@ -111,6 +111,7 @@ def test_the_region_trains_in_another_loop(access, rounds, time_limits_are_dones
     namespace = {"__name__": "elsewhere", **HEADER}
     exec(compile(region(), "region", "exec"), namespace)
     namespace["IRLAlgorithm"].clone_rounds, namespace["IRLAlgorithm"].clone_steps = 4, 100
+    namespace["IRLAlgorithm"].q_rounds = 20
     obs, acts, next_obs, _, _ = play(expert, seed=1, steps=2000)
     demos = {"obs": obs, "acts": acts, "next_obs": next_obs}
     args = SimpleNamespace(irl_lr=3e-4, irl_batch_size=256, n_irl_updates_per_round=5)
