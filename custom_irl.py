@@ -439,23 +439,25 @@ def q_network(in_dim, hidden=128):
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
     touched PPO rests: it starts as a clone of the expert. One that its reward cannot tell from the expert and that did
-    not learn by heart is kept; any other follows, between rollouts, a Q of the reward that is learned from all
-    rollouts there were, and the advantages in the last one (`follow_q`).
+    not learn by heart is kept; any other follows a Q of the reward, learned off-policy from all rollouts there were.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
     gradient_penalty = 10.0
+    recent_rounds = 5  # half of the critic's policy side; a clone is judged by these: none of their episodes met noise
+    decay = 0.9  # lambda, of V and Q
     value_steps = 40  # gradient steps of V a rollout
-    recent_rounds = 5  # half of the critic's policy side
     clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of these rollouts but the first
-    watch_rounds = 10  # rollouts of the finished clone, nearly without noise; V and Q become those of the clone, too
-    negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, advantages are noise
+    watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
+    negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, Q is mostly noise
     overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
+    free_rounds, test_rounds = 10, 6  # after those rollouts it follows Q; in these, of which the last five count, not
+    bad = 0.2  # from a policy from which more than this is missing there is nothing to go back to
     keep_steps = 100  # gradient steps of a kept clone a rollout
-    q_rounds = 100  # ten gradient steps of Q and three of the policy, a rollout
-    q_batch, q_lag, q_recent_rounds = 128, 0.1, 20
+    q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
+    q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
     q_scale = 30.0  # Q is up to 400, too large for the network's own output
-    policy_pace = 0.2  # of PPO's learning rate, which the loop anneals
+    q_weight = expert_weight = better_weight = 1.0  # of the three things that it follows
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
         self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
@@ -467,10 +469,10 @@ class IRLAlgorithm:
         self.q, self.slow_q = twins
         self.slow_q.load_state_dict(self.q.state_dict())
         self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
-        self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]  # all rollouts' transitions, and
-        self.memory += [torch.zeros(0, dtype=torch.bool, device=device)]  # whether they ended an episode
-        self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
-        self.policy, self.scale = None, 1.0  # without set_policy PPO is on its own
+        self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]  # all rollouts' transitions,
+        self.memory += [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)]  # whether
+        self.seen = self.calls = self.round = 0  # they ended an episode, successors; transitions, calls, rollouts
+        self.policy, self.scale, self.best = None, 1.0, None  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
@@ -479,25 +481,32 @@ class IRLAlgorithm:
             return self.reward_net.training_reward(obs, acts, next_obs)
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
-        net, rollout, report = self.reward_net, (policy_obs, policy_acts, policy_next_obs), {}
+        report = {}
         if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
-            ended = policy_dones.flatten() > 0.5
             self.round += 1
-            self.remember(*rollout, ended)
-            advantages = self.fit_value(*rollout, ended)
+            self.remember(policy_obs, policy_acts, policy_next_obs, policy_dones.flatten() > 0.5)
+            advantages = self.fit_value()
             if self.policy is not None:
                 self.guide_policy(policy_obs, policy_acts, advantages)
             with torch.no_grad():
-                report = {"g": net.g(*rollout).mean().item(), "training_g": net.training_g(*rollout).mean().item()}
+                report = {"g": self.reward_net.g(policy_obs, policy_acts, policy_next_obs).mean().item()}
         self.calls += 1
         for _ in range(self.steps):
             report |= {**self.critic_step(), **self.end_step()}
         return report
 
     # -------------------------------------------------------------------------------------------------- transitions
-    def remember(self, *transitions):
-        net, n = self.reward_net, len(transitions[0])
-        self.memory = [torch.cat(x) for x in zip(self.memory, transitions)]
+    def remember(self, obs, acts, next_obs, ended):
+        """A transition's successor, of which the obs is this one's next_obs, is found by sorting a random projection
+        of both: the rollout's order is not promised. -1: there is none.
+        """
+        net, n = self.reward_net, len(obs)
+        projection = torch.randn(obs.shape[1], dtype=torch.float64, device=self.device)
+        keys, order = (obs.double() @ projection).sort()
+        wanted = next_obs.double() @ projection
+        at = torch.searchsorted(keys, wanted).clamp(max=n - 1)
+        successor = torch.where(keys[at] == wanted, self.seen + order[at], -1)
+        self.memory = [torch.cat(x) for x in zip(self.memory, (obs, acts, next_obs, ended, successor))]
         self.rollout_size, self.seen, self.endings = n, self.seen + n, self.memory[2][self.memory[3]]
         if len(self.endings):
             net.end_log_odds.fill_(np.log(len(self.endings) / max(1, self.seen - len(self.endings))))
@@ -508,16 +517,32 @@ class IRLAlgorithm:
     def random_rows(self, n, size):
         return torch.randint(n, (size,), device=self.device)
 
-    def recent_rows(self, rounds, size):
-        return self.seen - 1 - self.random_rows(min(self.seen, rounds * self.rollout_size), size)
+    def recent(self, rounds):
+        return min(self.seen, rounds * self.rollout_size)
 
-    def remembered(self, *rows):
-        rows = torch.cat(rows)
-        return [x[rows] for x in self.memory]
+    def remembered(self, rows):
+        return [x[rows] for x in self.memory[:4]]
 
     def demonstrated(self, size):
         rows = self.random_rows(len(self.expert["obs"]), size)
         return [self.expert[key][rows] for key in ("obs", "acts", "next_obs")]
+
+    def lambda_returns(self, n, reward, value):
+        """Of the last n transitions: sums of `reward` that go over into `value` (Peng's Q(lambda), arXiv 2103.00107).
+        An end is a death if its state looks deadly.
+        """
+        net, (obs, acts, next_obs, ended, successor) = self.reward_net, (x[-n:] for x in self.memory)
+        with torch.no_grad():
+            g, after = reward(obs, acts, next_obs), self.survived(next_obs, ended) * value(next_obs)
+            row, found = (successor - self.seen + n).clamp(min=0), successor >= self.seen - n
+            returns = g + net.gamma * after
+            for _ in range(40):  # decay ** 40 = 0.01: what is further away hardly counts
+                later = torch.where(found, (1 - self.decay) * after + self.decay * returns[row], after)
+                returns = g + net.gamma * later
+        return returns
+
+    def survived(self, next_obs, ended):
+        return 1 - ended * self.reward_net.deadly(next_obs)
 
     # ------------------------------------------------------------------------------------------------------- reward
     def critic_step(self):
@@ -537,11 +562,10 @@ class IRLAlgorithm:
         return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
 
     def policy_batch(self, size):
-        first = min(
-            self.seen, (self.clone_rounds + 1) * self.rollout_size
-        )  # ever fewer among all, but what beginners do
-        beginners, all_ = self.random_rows(first, size // 8), self.random_rows(self.seen, size // 2 - size // 8)
-        return self.remembered(self.recent_rows(self.recent_rounds, size - size // 2), beginners, all_)[:3]
+        first = min(self.seen, (self.clone_rounds + 1) * self.rollout_size)
+        recent = self.seen - 1 - self.random_rows(self.recent(self.recent_rounds), size - size // 2)
+        beginners = self.random_rows(first, size // 8)  # ever fewer among all
+        return self.remembered(torch.cat([recent, beginners, self.random_rows(self.seen, size // 2 - size // 8)]))[:3]
 
     def end_step(self):
         """Logistic regression of "this next state ended an episode" on as many endings as others, half of these the
@@ -557,9 +581,10 @@ class IRLAlgorithm:
         loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
         return {"end_loss": descend(self.end_optimizer, loss)}
 
-    def fit_value(self, obs, acts, next_obs, ended):
-        """Fits V to the lambda-returns of g; returns by how much they exceeded it before: the advantages of `acts`."""
-        net, targets = self.reward_net, self.value_targets(obs, acts, next_obs, ended)
+    def fit_value(self):
+        """Fits V in the last rollout; returns by how much that exceeded it before: the advantages of its actions."""
+        net, obs = self.reward_net, self.memory[0][-self.rollout_size :]
+        targets = self.lambda_returns(len(obs), net.training_g, net.training_value)
         with torch.no_grad():
             advantages = targets - net.training_value(obs)  # p does not matter: who acts is alive
         for _ in range(self.value_steps):
@@ -567,29 +592,10 @@ class IRLAlgorithm:
             descend(self.value_optimizer, ((net.training_value(obs[rows]) - targets[rows]) ** 2).mean())
         return advantages
 
-    def value_targets(self, obs, acts, next_obs, ended):
-        """Lambda-returns of g. A transition's successor, of which the obs is this one's next_obs, is found by sorting a
-        random projection of both: the rollout's order is not promised. An end is a death if its state looks deadly.
-        """
-        net, decay = self.reward_net, 0.95
-        with torch.no_grad():
-            projection = torch.randn(obs.shape[1], dtype=torch.float64, device=self.device)
-            keys, order = (obs.double() @ projection).sort()
-            wanted = next_obs.double() @ projection
-            at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-            found, successor = keys[at] == wanted, order[at]
-            g, after = net.training_g(obs, acts, next_obs), net.training_value(next_obs)
-            after = torch.where(ended, (1 - net.deadly(next_obs)) * after, after)
-            returns = g + net.gamma * after
-            for _ in range(64):  # decay ** 64 = 0.04: what is further away hardly counts
-                later = torch.where(found, (1 - decay) * after + decay * returns[successor], after)
-                returns = g + net.gamma * later
-        return returns
-
     # ------------------------------------------------------------------------------------------------------- policy
     def set_policy(self, policy, optimizer):
         self.policy, self.ppo_optimizer, net = policy, optimizer, self.reward_net
-        first = policy.actor_mean[0]
+        self.first_lr, first = optimizer.param_groups[0]["lr"], policy.actor_mean[0]
         with torch.no_grad():
             first.weight /= net.obs_std  # the loop does not normalise observations
             first.bias -= first.weight @ net.obs_mean
@@ -603,32 +609,67 @@ class IRLAlgorithm:
 
     def guide_policy(self, obs, acts, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
-        clone at all of its strength, a half, a quarter and none, each under more and more noise. Later ones are by
-        turns with noise, for Q, and nearly without, as it is there that the policy has to stand the test.
+        clone at all of its strength, a half, a quarter and none, each under more and more noise. Then it follows Q for
+        some rollouts, by turns nearly without noise, as it is there that the policy has to stand the test, and with it,
+        for Q to compare actions: ever less, or it would be the walk that is safe under noise that is learned. Then it
+        has to stand the test, and so on; near the end of the loop's learning rate there are only tests.
         """
-        watched, lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
+        watched, self.lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
+        self.left = self.lr / self.first_lr  # 1 throughout if the loop does not anneal it
+        turn = (watched - self.watch_rounds) % (self.free_rounds + self.test_rounds)
         self.scale_actor(1.0)
         if self.round == 1:
             self.logstd = 0.0
         elif watched <= 0:
             self.clone(self.clone_steps, 1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
-            self.improve(obs, acts, advantages, lr, only_q=True)
+            self.fit_q()
             self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
             self.logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
         elif watched < self.watch_rounds:
-            self.improve(obs, acts, advantages, lr, only_q=True)
+            self.fit_q()
             self.logstd = -4.0
         elif watched == self.watch_rounds:
-            self.keep = self.missing() < self.negligible and not self.overfits()
+            self.keep = (
+                self.missing(slice(-self.recent(self.recent_rounds), None)) < self.negligible and not self.overfits()
+            )
             self.expert = self.demos
         elif self.keep:  # every fourth rollout is of bad behaviour still
-            self.clone(self.keep_steps, lr, self.hard_rows())
+            self.clone(self.keep_steps, self.lr, self.hard_rows())
             self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
-            self.improve(obs, acts, advantages, lr)
-            self.logstd = (-2.0, -4.0)[self.round % 2]
+            if turn == 0:
+                self.judge()
+            free = turn < self.free_rounds and self.left > 0.1
+            self.fit_q(obs, self.better(obs, acts, advantages)) if free else self.fit_q()
+            self.logstd = -3.5 + 1.5 * self.left if free and self.round % 2 == 0 else -4.0
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
+
+    def better(self, obs, acts, advantages):
+        """From the mean towards actions that turned out better than expected, away from others (as AWR, arXiv
+        1910.00177, but what was worse pushes).
+        """
+        weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
+        with torch.no_grad():
+            mean = self.policy.actor_mean(obs)
+        return mean + weights[:, None] * (acts - mean)
+
+    def judge(self):
+        """Back to the best policy so far, as its own reward says, if the last test shows it to be worth less."""
+        now = slice(self.seen - self.recent(self.recent_rounds), self.seen)
+        actor = list(self.policy.actor_mean.parameters())
+        if not self.best or self.worth(now) > self.worth(self.best[0]) or self.missing(self.best[0]) > self.bad:
+            self.best = now, [p.detach().clone() for p in actor]
+        with torch.no_grad():
+            for p, best in zip(actor, self.best[1]):
+                p.copy_(best)
+
+    def worth(self, rows):
+        """The sum of g if it went on as in these rows, deaths included."""
+        net, (obs, acts, next_obs, ended) = self.reward_net, self.remembered(rows)
+        with torch.no_grad():
+            g, survived = net.g(obs, acts, next_obs).mean(), self.survived(next_obs, ended).mean()
+        return (g / (1 - net.gamma * survived)).item()
 
     def scale_actor(self, scale):
         with torch.no_grad():
@@ -667,24 +708,10 @@ class IRLAlgorithm:
             unseen, seen = (self.error(x["obs"], x["acts"]) for x in (self.held_out, self.expert))
         return unseen > self.overfitted * seen
 
-    def missing(self):
-        """How far the last five rollouts are from the expert on the scale of the score, where unskilled is 1. (In these
-        no episode is left that began under noise.)
-        """
-        rollouts = [x[-5 * self.rollout_size :] for x in self.memory[:3]]
+    def missing(self, rows):
+        """How far these are from the expert on the scale of the score, where unskilled is 1."""
         with torch.no_grad():
-            return 1 - self.reward_net.score(*rollouts, self.reward_net.unskilled_score).mean().item()
-
-    def improve(self, obs, acts, advantages, lr, only_q=False):
-        self.q_optimizer.param_groups[0]["lr"], self.optimizer.param_groups[0]["lr"] = lr, self.policy_pace * lr
-        with torch.no_grad():
-            mean = self.policy.actor_mean(obs)
-            weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
-            better = mean + weights[:, None] * (acts - mean)
-        for _ in range(self.q_rounds):
-            seen_obs = self.fit_q()
-            if not only_q:
-                self.follow_q(seen_obs, obs, better)
+            return 1 - self.reward_net.score(*self.remembered(rows)[:3], self.reward_net.unskilled_score).mean().item()
 
     def action_values(self, networks, obs, acts):
         """(networks, n). Beyond the expert's range of actions nothing changes: there are no data."""
@@ -692,40 +719,49 @@ class IRLAlgorithm:
         x = torch.cat([net.normalize(obs), acts.clamp(net.act_low, net.act_high)], -1)
         return self.q_scale * torch.stack([q(x).squeeze(-1) for q in networks])
 
-    def fit_q(self):
-        """Ten steps of TD3's critics (arXiv 1802.09477) for g, on the demonstrations, the last rollouts and all there
-        were, as DAC (arXiv 1809.02925). Their targets are computed at once: what they are made of moves slowly.
-        Returns the batches' obs.
-        """
-        net, quarter = self.reward_net, 10 * self.q_batch // 4
-        recent = self.recent_rows(self.q_recent_rounds, quarter + quarter // 2)
-        *rollouts, ended = self.remembered(recent, self.random_rows(self.seen, quarter + quarter // 2))
-        obs, acts, next_obs = (torch.cat(x) for x in zip(rollouts, self.demonstrated(quarter)))
-        with torch.no_grad():
-            next_acts = self.policy.actor_mean(next_obs)
-            next_acts += (0.1 * torch.randn_like(next_acts)).clamp(-0.3, 0.3)  # neighbours are worth the same
-            after = self.action_values(self.slow_q, next_obs, next_acts).amin(0)
-            after[: len(ended)] *= 1 - ended * net.deadly(next_obs[: len(ended)])
-            targets = net.g(obs, acts, next_obs) + net.gamma * after
-        for rows in torch.randperm(len(obs), device=self.device).split(self.q_batch):
-            error = self.action_values(self.q, obs[rows], acts[rows]) - targets[rows]
-            descend(self.q_optimizer, error.square().sum(0).mean())
-        with torch.no_grad():
-            for slow, fast in zip(self.slow_q.parameters(), self.q.parameters()):
-                slow.lerp_(fast, self.q_lag)
-        return obs
+    def slow_value(self, obs):
+        """The lower of two values of acting with a little noise: TD3's target (arXiv 1802.09477)."""
+        acts = self.policy.actor_mean(obs)
+        noise = (0.1 * max(0.1, self.left) * torch.randn_like(acts)).clamp(-0.3, 0.3)
+        return self.action_values(self.slow_q, obs, acts + noise).amin(0)
 
-    def follow_q(self, seen_obs, obs, better):
-        """Three steps of the mean: up Q wherever somebody was (TD3), to the expert's actions where the expert was, and
-        in the last rollout to what turned out better than V expected, away from what turned out worse (as AWR,
-        arXiv 1910.00177). The last also keeps it from going far at once.
+    def fit_q(self, *better):
+        """TD3 (arXiv 1802.09477) for g, as DAC (arXiv 1809.02925), on the last rollouts, of which there are
+        lambda-returns, all there were, and the demonstrations. One-step targets of ten batches are computed at once:
+        what they are made of moves slowly.
         """
-        for _ in range(3):
-            rows, seen_rows = self.random_rows(len(obs), self.q_batch), self.random_rows(len(seen_obs), self.q_batch)
-            seen = seen_obs[seen_rows]
-            value = self.action_values(self.q[:1], seen, self.policy.actor_mean(seen)).mean()
-            expert = self.error(*self.demonstrated(self.q_batch // 4)[:2])
-            descend(self.optimizer, expert + self.error(obs[rows], better[rows]) - value / value.detach().abs())
+        for optimizer in (self.q_optimizer, self.optimizer):
+            optimizer.param_groups[0]["lr"] = self.lr
+        net, eighth = self.reward_net, self.q_steps * self.q_batch // 8
+        returns = self.lambda_returns(self.recent(self.q_recent_rounds), net.g, self.slow_value)
+        for _ in range(self.q_rounds):
+            recent = -1 - self.random_rows(len(returns), 3 * eighth)
+            *old, ended = self.remembered(self.random_rows(self.seen, 3 * eighth))
+            obs, acts, next_obs = (torch.cat(x) for x in zip(old, self.demonstrated(2 * eighth)))
+            with torch.no_grad():
+                after = self.slow_value(next_obs)
+                after[: len(ended)] *= self.survived(next_obs[: len(ended)], ended)
+                targets = torch.cat([net.g(obs, acts, next_obs) + net.gamma * after, returns[recent]])
+            obs, acts = (torch.cat([x, seen[recent]]) for x, seen in zip((obs, acts), self.memory))
+            for rows in torch.randperm(len(obs), device=self.device).split(self.q_batch):
+                error = self.action_values(self.q, obs[rows], acts[rows]) - targets[rows]
+                descend(self.q_optimizer, error.square().sum(0).mean())
+            with torch.no_grad():
+                for slow, fast in zip(self.slow_q.parameters(), self.q.parameters()):
+                    slow.lerp_(fast, self.q_lag)
+            if better:
+                self.follow_q(obs, *better)
+
+    def follow_q(self, seen, obs, better):
+        """The mean action goes up Q wherever somebody was, to the expert's actions where the expert was, and in the
+        last rollout to what turned out better, which keeps it from going far at once.
+        """
+        for _ in range(self.policy_steps):
+            at, rows = seen[self.random_rows(len(seen), self.q_batch)], self.random_rows(len(obs), self.q_batch)
+            value = self.action_values(self.q[:1], at, self.policy.actor_mean(at)).mean()
+            loss = self.expert_weight * self.error(*self.demonstrated(self.q_batch // 4)[:2])
+            loss += self.better_weight * self.error(obs[rows], better[rows])
+            descend(self.optimizer, loss - self.q_weight * value / value.detach().abs())
 
 
 # ================================================================================================== EDITABLE REGION END

@@ -52,75 +52,74 @@ class NoGradientPenalty(IRLAlgorithm):
 
 
 class NoClone(IRLAlgorithm):
-    """Climbs from scratch; the expert's actions still count in every step."""
+    """Starts from scratch; the expert's actions still count in every step."""
 
     clone_steps = 0
 
 
 class NoExpertActions(IRLAlgorithm):
-    """Climbs without staying the expert where the expert goes."""
+    """Does not stay the expert where the expert goes. (The clone is made as ever.)"""
 
-    def fit_policy(self, steps, lr, obs=None, targets=None):
-        expert = self.expert
-        if obs is not None:
-            self.expert = {"obs": obs, "acts": targets}
-        super().fit_policy(steps, lr)
-        self.expert = expert
+    expert_weight = 0.0
 
 
-class FullSteps(IRLAlgorithm):
-    """The step and the noise do not depend on what is missing."""
+class NoQ(IRLAlgorithm):
+    """Only what turned out better in the last rollout moves it."""
 
-    def missing(self, *rollout):
-        return 0.5
-
-
-class NoLongSteps(IRLAlgorithm):
-    """The step is what is missing, however often it dies."""
-
-    lengthening = 0.0
+    q_weight = 0.0
 
 
-class NoPace(IRLAlgorithm):
-    """Adam's learning rate whatever KL the step had."""
+class NoBetter(IRLAlgorithm):
+    """Only Q moves it."""
 
-    def climb(self, *rollout_and_lr):
-        self.pace = 1.0
-        super().climb(*rollout_and_lr)
+    better_weight = 0.0
+
+
+class OneStep(IRLAlgorithm):
+    """Q and V learn from one step at a time."""
+
+    decay = 0.0
+
+
+class NoTests(IRLAlgorithm):
+    """It is never sent back to a better policy."""
+
+    def judge(self):
+        pass
 
 
 class NoKeeping(IRLAlgorithm):
-    """Every clone climbs, also one that its reward cannot tell from the expert."""
+    """Every clone is moved, also one that its reward cannot tell from the expert."""
 
     negligible = 0.0
 
 
 class OnlyCloning(IRLAlgorithm):
-    """The clone never climbs: what the demonstrations alone are worth."""
+    """The clone is never moved: what the demonstrations alone are worth."""
 
-    climb_steps = 0
+    policy_steps = 0
 
 
 class OnlyTermination(NoValue, NoGradientPenalty, NoClone, NoExpertActions):
-    """Climbs from scratch on a plain critic and a constant potential that an end costs."""
+    """From scratch on a plain critic and a constant potential that an end costs."""
 
 
 class OnlyValue(NoTermination, NoGradientPenalty, NoClone, NoExpertActions):
-    """Climbs from scratch on a plain critic; V knows no end."""
+    """From scratch on a plain critic; V knows no end."""
 
 
 class OnlyGradientPenalty(NoTermination, NoValue, NoClone, NoExpertActions):
-    """Climbs from scratch on the critic's score as it is."""
+    """From scratch on the critic's score as it is."""
 
 
 class OnlyExpertActions(NoTermination, NoValue, NoGradientPenalty, NoClone):
-    """Climbs from scratch, the expert's actions in every step, on a plain critic's score."""
+    """From scratch, the expert's actions in every step, on a plain critic's score."""
 
 
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "no-gradient-penalty": NoGradientPenalty,
-    "no-clone": NoClone, "no-expert-actions": NoExpertActions, "full-steps": FullSteps,
-    "no-long-steps": NoLongSteps, "no-pace": NoPace, "no-keeping": NoKeeping,
+    "no-clone": NoClone, "no-expert-actions": NoExpertActions, "no-q": NoQ, "no-better": NoBetter,
+    "one-step": OneStep, "no-tests": NoTests, "no-keeping": NoKeeping,
     "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
     "only-cloning": OnlyCloning, "only-expert-actions": OnlyExpertActions,
 }  # fmt: skip

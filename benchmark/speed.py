@@ -58,8 +58,8 @@ class Config:
 
 
 # --------------------------------------------------------------------------------------------------------- candidates
-class Climbing(irl.IRLAlgorithm):
-    """The method as it is after its clone, which is where 95 % of a run is: cloned in two rounds, then climbing."""
+class Moving(irl.IRLAlgorithm):
+    """The method as it is after its clone, which is where 95 % of a run is: cloned in two rounds, then moved by Q."""
 
     clone_rounds, clone_steps, watch_rounds, negligible = 1, 1, 1, -1.0
 
@@ -101,7 +101,7 @@ def plain_loop(env_id: str) -> Advance:
     demos = irl.load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
     policy, reward_net, norm = irl.Policy(*dims), irl.RewardNetwork(*dims), irl.RunningNorm()
     optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5)
-    algorithm = Climbing(reward_net, demos, *dims, torch.device("cpu"), args)
+    algorithm = Moving(reward_net, demos, *dims, torch.device("cpu"), args)
     algorithm.set_policy(policy, optimizer)
     obs = torch.as_tensor(env.reset(seed=1)[0], dtype=torch.float32)
 
@@ -191,7 +191,7 @@ def products_of_a_round(advance: Advance) -> Callable[[], float]:
 def measure(env_id: str, config: Config, bar: tqdm) -> list[dict]:
     """Steps a second of every candidate, measured in turn so that a slow minute of the machine hits all alike."""
     torch.manual_seed(0), np.random.seed(0)
-    custom, state = our_loop(env_id, irl.RewardNetwork, Climbing)
+    custom, state = our_loop(env_id, irl.RewardNetwork, Moving)
     candidates = {
         "custom": custom,
         "airl": our_loop(env_id, AIRLReward, AIRL)[0],
@@ -201,7 +201,7 @@ def measure(env_id: str, config: Config, bar: tqdm) -> list[dict]:
         "environment": environment_alone(env_id),
     }
     for advance in candidates.values():
-        for _ in range(3):  # Climbing needs three rounds to get there
+        for _ in range(3):  # Moving needs three rounds to get there
             advance()
     products, rows = products_of_a_round(custom), []
     state["seconds"].clear()

@@ -19,6 +19,7 @@ def after_training(name: str, rounds: int):
     """The algorithm after some rollouts in which states beyond 5 end episodes, and its policy."""
     _, algorithm, _ = make(algorithm_cls=ablations.ABLATIONS[name])
     algorithm.clone_rounds, algorithm.watch_rounds, algorithm.clone_steps = 2, 5, min(algorithm.clone_steps, 50)
+    algorithm.q_rounds, algorithm.negligible = 1, -1.0
     policy = irl.Policy(OBS_DIM, ACTION_DIM)
     algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
     for seed in range(rounds):
@@ -33,7 +34,7 @@ def after_training(name: str, rounds: int):
 
 
 def test_what_is_left_out_is_gone():
-    full, policy = after_training("full", 12)
+    full, _ = after_training("full", 12)
     deadly = batch(64)[0]
     deadly[:, 0] = 6.0
     assert full.reward_net.alive(deadly).mean() < 0.6
@@ -48,32 +49,47 @@ def test_what_is_left_out_is_gone():
     for name, clones, climbs in (("full", True, True), ("no-clone", False, True), ("only-cloning", True, False)):
         first, clone, last = actor(name, 1), actor(name, 2), actor(name, 12)
         assert torch.equal(first, clone) != clones and torch.equal(clone, last) != climbs
-    errors = []
-    for name in ("full", "no-expert-actions"):
-        algorithm, policy = after_training(name, 1)
-        algorithm.fit_policy(200, 1e-3, batch(512)[0], torch.ones(512, ACTION_DIM))
-        errors.append((policy.actor_mean(algorithm.expert["obs"]) - algorithm.expert["acts"]).square().mean())
-    assert errors[1] > 2 * errors[0]
-    assert ablations.FullSteps.missing(full, *(full.expert[k] for k in ("obs", "acts", "next_obs"))) == 0.5
     assert ablations.NoGradientPenalty.gradient_penalty == 0 != full.gradient_penalty
+    assert ablations.OneStep.decay == 0 != full.decay
 
 
-def a_climb(name: str) -> tuple[float, float]:
-    """How far a climb in which all die wants the mean moved, and at which learning rate."""
-    algorithm, policy = after_training(name, 8)
-    algorithm.missing, algorithm.pace = lambda *rollout: 0.25, 0.5
-    rollout, asked = batch(64), []
-    rollout[2][:, 0] = 6.0
-    algorithm.fit_policy = lambda steps, lr, obs, targets: asked.append((lr, targets))
-    algorithm.climb(*rollout, torch.linspace(-1, 1, 64), torch.ones(64, dtype=torch.bool), 1e-3)
-    ((lr, targets),) = asked
-    return (targets - policy.actor_mean(rollout[0])).abs().mean().item(), lr
+def moves(name, monkeypatch):
+    """How far the mean action goes in three places of its own: where only Q, only what turned out better and only the
+    expert's actions ask for another one."""
+    algorithm, policy = after_training(name, 1)
+    places = [batch(256, seed)[0] for seed in range(3)]
+    for i, place in enumerate(places):
+        place[:, i] += 20
+    algorithm.expert = {"obs": places[2], "acts": torch.ones(256, ACTION_DIM), "next_obs": places[2]}
+    monkeypatch.setattr(algorithm, "action_values", lambda q, obs, acts: 10 + acts.sum(1).expand(len(q), -1))
+    with torch.no_grad():
+        before = [policy.actor_mean(x) for x in places]
+    algorithm.optimizer.param_groups[0]["lr"] = 1e-3
+    for _ in range(6):
+        algorithm.follow_q(places[0], places[1], before[1] - 1.0)
+    with torch.no_grad():
+        return [(policy.actor_mean(x) - old).mean().item() for x, old in zip(places, before)]
 
 
-def test_steps_are_no_longer_where_it_dies_and_no_slower_where_they_go_far():
-    steps, rates = zip(*map(a_climb, ("full", "no-long-steps", "no-pace")))
-    assert steps[0] > 3 * steps[1]
-    assert rates == (5e-4, 5e-4, 1e-3)
+def test_what_no_longer_moves_the_policy(monkeypatch):
+    up, down, expert = moves("full", monkeypatch)
+    assert up > 0.05 and down < -0.3 and expert > 0.3
+    assert moves("no-q", monkeypatch)[0] < up / 2
+    assert moves("no-better", monkeypatch)[1] > down / 2
+    assert moves("no-expert-actions", monkeypatch)[2] < expert / 2
+
+
+def test_without_tests_it_never_goes_back(monkeypatch):
+    for name, back in (("full", True), ("no-tests", False)):
+        algorithm, policy = after_training(name, 3)
+        algorithm.judge()
+        monkeypatch.setattr(algorithm, "worth", lambda rows: 0.0)
+        monkeypatch.setattr(algorithm, "missing", lambda rows: 0.0)
+        before = policy.actor_mean[0].weight.clone()
+        with torch.no_grad():
+            policy.actor_mean[0].weight += 1
+        algorithm.judge()
+        assert torch.equal(policy.actor_mean[0].weight, before) == back
 
 
 def test_a_part_alone_is_there_and_the_others_are_not():

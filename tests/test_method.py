@@ -172,7 +172,7 @@ def test_value_is_fitted_to_lambda_returns_whatever_the_order():
     randomize(net)
     states, acts = torch.randn(2, 41, OBS_DIM), torch.randn(2, 40, ACTION_DIM)
     obs, next_obs = states[:, :-1], states[:, 1:]
-    decay = 0.95
+    decay = algorithm.decay
     with torch.no_grad():
         g = net.training_g(obs, acts, next_obs)
         after = net.training_value(next_obs)
@@ -186,7 +186,10 @@ def test_value_is_fitted_to_lambda_returns_whatever_the_order():
     ended = torch.zeros(2, 40, dtype=torch.bool)
     ended[0, -1] = True
     flat = (x.flatten(0, 1)[order] for x in (obs, acts, next_obs, ended))
-    torch.testing.assert_close(algorithm.value_targets(*flat), expected.flatten()[order], rtol=1e-4, atol=1e-4)
+    algorithm.remember(*batch(80, seed=7), torch.zeros(80, dtype=torch.bool))
+    algorithm.remember(*flat)
+    returns = algorithm.lambda_returns(80, net.training_g, net.training_value)
+    torch.testing.assert_close(returns, expected.flatten()[order], rtol=1e-4, atol=1e-4)
 
 
 def test_every_transition_may_end_an_episode():
@@ -214,7 +217,7 @@ def test_whitening_normalises_the_policys_inputs():
     torch.manual_seed(0), np.random.seed(0)
     whitened = irl.Policy(OBS_DIM, ACTION_DIM)
     net, algorithm, demos = make()
-    algorithm.set_policy(whitened, None)
+    algorithm.set_policy(whitened, optim.Adam(whitened.parameters()))
     normalized = (demos["obs"] - net.obs_mean) / net.obs_std
     torch.manual_seed(0)
     with torch.no_grad():
@@ -273,7 +276,7 @@ def test_q_is_what_the_reward_is_worth_until_death(monkeypatch, time_limits, val
     obs[ended, 1] -= 20.0  # from afar, so that Q can tell
     next_obs[ended, 0] = 0.0 if time_limits else 6.0
     algorithm.remember(obs, acts, next_obs, ended)
-    algorithm.q_optimizer.param_groups[0]["lr"] = 1e-3
+    algorithm.lr, algorithm.left = 1e-3, 0.0
     for _ in range(200):
         algorithm.fit_q()
     with torch.no_grad():
@@ -298,7 +301,7 @@ def test_the_policy_follows_q_and_what_turned_out_better_and_stays_the_expert_wh
         before = [policy.actor_mean(x) for x in (seen, rollout)]
     error = algorithm.error(demos["obs"], demos["acts"]).item()
     algorithm.optimizer.param_groups[0]["lr"] = 1e-3
-    for _ in range(10):
+    for _ in range(6):
         algorithm.follow_q(seen, rollout, before[1] - 0.5)
     with torch.no_grad():
         up, down = (policy.actor_mean(x) - mean for x, mean in zip((seen, rollout), before))
@@ -306,22 +309,49 @@ def test_the_policy_follows_q_and_what_turned_out_better_and_stays_the_expert_wh
     assert algorithm.error(demos["obs"], demos["acts"]) < error + 0.05
 
 
-def test_better_is_on_the_side_of_what_the_advantage_praises(monkeypatch):
+def test_better_is_on_the_side_of_what_the_advantage_praises():
     algorithm, policy, _ = with_policy()
-    asked = []
-    monkeypatch.setattr(algorithm, "q_rounds", 1)
-    monkeypatch.setattr(algorithm, "fit_q", lambda: None)
-    monkeypatch.setattr(algorithm, "follow_q", lambda seen, obs, better: asked.append(better))
     obs, noise, _ = batch(512, seed=4)
     with torch.no_grad():
         mean = policy.actor_mean(obs)
     advantages = 7.0 + 100 * torch.linspace(-1, 1, 512) ** 5  # their level and their scale say nothing
-    algorithm.improve(obs, mean + noise, advantages, 1e-4)
-    step = (asked[0] - mean) / noise
-    assert (
-        step.std(1).max() < 1e-3 and (step.diff(dim=0) > -1e-3).all()
-    )  # as the advantages, from the worst to the best
+    step = (algorithm.better(obs, mean + noise, advantages) - mean) / noise
+    assert step.std(1).max() < 1e-3  # the mean moves along what was tried,
+    assert (step.diff(dim=0) > -1e-3).all()  # as the advantages, from the worst to the best
     assert step.mean(1).min() == pytest.approx(-3, abs=1e-3) and step.mean(1).max() == pytest.approx(3, abs=1e-3)
+
+
+def test_worth_is_the_sum_of_g_with_deaths(monkeypatch):
+    """g is 2 and every fourth transition a death: 2 + 0.99 * 0.75 * (2 + ...). A time limit is none."""
+    _, algorithm, _ = make()
+    net = algorithm.reward_net
+    monkeypatch.setattr(net, "g", lambda obs, acts, next_obs: torch.full((len(obs),), 2.0))
+    monkeypatch.setattr(net, "deadly", lambda state: (state[:, 0] > 5).float())
+    obs, acts, next_obs = batch(400)
+    ended = torch.arange(400) % 4 == 0
+    algorithm.remember(obs, acts, next_obs, ended)
+    assert algorithm.worth(slice(0, 400)) == pytest.approx(200, rel=1e-3)
+    next_obs[ended, 0] = 6.0
+    algorithm.remember(obs, acts, next_obs, ended)
+    assert algorithm.worth(slice(400, 800)) == pytest.approx(2 / (1 - 0.99 * 0.75))
+
+
+@pytest.mark.parametrize(("worths", "missing", "kept"), [([5, 4], 0.1, 0), ([5, 6], 0.1, 1), ([5, 4], 0.3, 1)])
+def test_a_policy_of_less_worth_goes_back_to_a_good_one(monkeypatch, worths, missing, kept):
+    algorithm, policy, _ = with_policy()
+    rows, weights = [], []
+    for i in range(2):
+        algorithm.remember(*batch(64), torch.zeros(64, dtype=torch.bool))
+        monkeypatch.setattr(algorithm, "worth", lambda rows: worths[(rows.stop - 64) // 64])
+        monkeypatch.setattr(algorithm, "missing", lambda rows: missing)
+        with torch.no_grad():
+            for p in policy.actor_mean.parameters():
+                p += i + 1
+        weights.append([p.clone() for p in policy.actor_mean.parameters()])
+        algorithm.judge()
+        rows.append(slice(0, 64 * (i + 1)))
+    assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), weights[kept]))
+    assert algorithm.best[0] == rows[kept]
 
 
 def test_a_kept_clone_learns_what_is_rare():
@@ -337,28 +367,22 @@ def test_a_kept_clone_learns_what_is_rare():
         assert torch.equal(demos["acts"][i], act)
 
 
-def test_advantages_are_what_the_returns_exceed_the_value_by():
-    _, algorithm, _ = make()
-    rollout = batch(256)
-    with torch.no_grad():
-        value = algorithm.reward_net.training_value(rollout[0])
-        algorithm.reward_net.end_log_odds.fill_(0.0)  # an alarm everywhere, false for whoever acts
-    ended = torch.zeros(256, dtype=torch.bool)
-    expected = algorithm.value_targets(*rollout, ended) - value
-    torch.testing.assert_close(algorithm.fit_value(*rollout, ended), expected)
-
-
 @pytest.mark.parametrize(("missing", "by_heart"), [(0.45, False), (0.5, True), (0.3, True)])
-def test_rollouts_are_first_of_all_kinds_then_the_clone_then_with_and_without_noise(monkeypatch, missing, by_heart):
+def test_rollouts_are_of_all_kinds_then_the_clones_then_free_ones_and_tests_by_turns(monkeypatch, missing, by_heart):
     """PPO must not move any of them: it is paid nothing from beginning to end."""
     algorithm, policy, _ = with_policy()
-    algorithm.clone_steps, improved, logstds, scales = 2, [], [], []
-    monkeypatch.setattr(algorithm, "improve", lambda *x, only_q=False: improved.append((algorithm.round, only_q)))
-    monkeypatch.setattr(algorithm, "missing", lambda: missing)
+    algorithm.clone_steps, improved, judged, logstds, scales = 2, [], [], [], []
+    monkeypatch.setattr(algorithm, "judge", lambda: judged.append(algorithm.round))
+    monkeypatch.setattr(algorithm, "fit_q", lambda *better: improved.append((algorithm.round, bool(better))))
+    monkeypatch.setattr(algorithm, "missing", lambda rows: missing)
     monkeypatch.setattr(algorithm, "overfits", lambda: by_heart)
     rollout = batch(64)
     first = algorithm.clone_rounds + algorithm.watch_rounds
-    for _ in range(first + 4):
+    for _ in range(first + 36):
+        if algorithm.round == first + 19:
+            algorithm.ppo_optimizer.param_groups[0]["lr"] *= 0.5  # half of the training is over
+        if algorithm.round == first + 30:
+            algorithm.ppo_optimizer.param_groups[0]["lr"] *= 0.1  # and nearly all of it
         assert (algorithm.compute_reward(*rollout) == 0).all()
         for _ in range(5):
             algorithm.update(*rollout, torch.zeros(64))
@@ -367,10 +391,15 @@ def test_rollouts_are_first_of_all_kinds_then_the_clone_then_with_and_without_no
         if algorithm.round == algorithm.clone_rounds:
             clone = [p.clone() for p in policy.actor_mean.parameters()]
     assert logstds[: algorithm.clone_rounds] == [0.0, -1.0, 0.0] + [-3.0, -2.0, -1.0, 0.0] * 4 + [-3.0]
-    assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 15
+    assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 47
     assert set(logstds[algorithm.clone_rounds : first]) == {-4.0}
-    assert logstds[first:] == [-4.0, -2.0, -4.0, -2.0]
-    assert improved == [(i, True) for i in range(2, first)] + [(i, False) for i in range(first + 1, first + 5)]
+    free = [*range(first + 1, first + 10), *range(first + 16, first + 26)]  # the rounds in which it is moved
+    assert improved == [(i, i in free) for i in range(2, first + 37) if i != first]
+    assert judged == [first + 16, first + 32]
+    noisy = [*range(first + 2, first + 10, 2), first + 16, first + 18]
+    half = range(first + 20, first + 26, 2)
+    expected = [-2.0 if i in noisy else -2.75 if i in half else -4.0 for i in range(first + 1, first + 37)]
+    assert logstds[first:] == pytest.approx(expected)
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), clone))
 
 
@@ -425,10 +454,10 @@ def test_nothing_is_missing_from_the_expert_and_all_from_the_unskilled():
     for _ in range(12):
         for _ in range(5):
             algorithm.update(*batch(512, seed=2), torch.zeros(512))
-    assert algorithm.missing() > 0.8
+    assert algorithm.missing(slice(None)) > 0.8
     for _ in range(5):
         algorithm.remember(*(demos[key] for key in ("obs", "acts", "next_obs")), torch.zeros(512, dtype=torch.bool))
-    assert algorithm.missing() < 0.2
+    assert algorithm.missing(slice(-5 * 512, None)) < 0.2
 
 
 def test_a_reward_of_zero_does_not_move_the_policy():
