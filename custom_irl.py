@@ -452,7 +452,7 @@ class IRLAlgorithm:
     negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, Q is mostly noise
     overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
     free_rounds, test_rounds = 10, 6  # after those rollouts it follows Q; in these, of which the last five count, not
-    bad = 0.2  # from a policy from which more than this is missing there is nothing to go back to
+    bad = 0.2  # a policy from which more than this is missing is not tested: there is nothing to lose
     keep_steps = 100  # gradient steps of a kept clone a rollout
     q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
@@ -471,7 +471,9 @@ class IRLAlgorithm:
         self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
         self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]  # all rollouts' transitions,
         self.memory += [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)]  # whether
-        self.seen = self.calls = self.round = 0  # they ended an episode, successors; transitions, calls, rollouts
+        self.seen = self.calls = self.round = self.turn = (
+            0  # they ended an episode, successors; transitions, calls, rollouts
+        )
         self.policy, self.scale, self.best = None, 1.0, None  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
@@ -616,7 +618,6 @@ class IRLAlgorithm:
         """
         watched, self.lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
         self.left = self.lr / self.first_lr  # 1 throughout if the loop does not anneal it
-        turn = (watched - self.watch_rounds) % (self.free_rounds + self.test_rounds)
         self.scale_actor(1.0)
         if self.round == 1:
             self.logstd = 0.0
@@ -637,9 +638,7 @@ class IRLAlgorithm:
             self.clone(self.keep_steps, self.lr, self.hard_rows())
             self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
-            if turn == 0:
-                self.judge()
-            free = turn < self.free_rounds and self.left > 0.1
+            free = self.next_turn() < self.free_rounds and self.left > 0.1
             self.fit_q(obs, self.better(obs, acts, advantages)) if free else self.fit_q()
             self.logstd = -3.5 + 1.5 * self.left if free and self.round % 2 == 0 else -4.0
         with torch.no_grad():
@@ -654,15 +653,22 @@ class IRLAlgorithm:
             mean = self.policy.actor_mean(obs)
         return mean + weights[:, None] * (acts - mean)
 
-    def judge(self):
-        """Back to the best policy so far, as its own reward says, if the last test shows it to be worth less."""
+    def next_turn(self):
+        """A policy that is good enough to lose has to stand tests. One that is worth less than the best so far, as its
+        own reward says, makes way for that.
+        """
         now = slice(self.seen - self.recent(self.recent_rounds), self.seen)
-        actor = list(self.policy.actor_mean.parameters())
-        if not self.best or self.worth(now) > self.worth(self.best[0]) or self.missing(self.best[0]) > self.bad:
-            self.best = now, [p.detach().clone() for p in actor]
-        with torch.no_grad():
-            for p, best in zip(actor, self.best[1]):
-                p.copy_(best)
+        self.turn = (self.turn + 1) % (self.free_rounds + self.test_rounds)
+        if self.turn == self.free_rounds and self.left > 0.1 and self.missing(now) > self.bad:
+            self.turn = 0
+        elif self.turn == 0:
+            actor = list(self.policy.actor_mean.parameters())
+            if not self.best or self.worth(now) > self.worth(self.best[0]):
+                self.best = now, [p.detach().clone() for p in actor]
+            with torch.no_grad():
+                for p, best in zip(actor, self.best[1]):
+                    p.copy_(best)
+        return self.turn
 
     def worth(self, rows):
         """The sum of g if it went on as in these rows, deaths included."""

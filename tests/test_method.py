@@ -336,22 +336,21 @@ def test_worth_is_the_sum_of_g_with_deaths(monkeypatch):
     assert algorithm.worth(slice(400, 800)) == pytest.approx(2 / (1 - 0.99 * 0.75))
 
 
-@pytest.mark.parametrize(("worths", "missing", "kept"), [([5, 4], 0.1, 0), ([5, 6], 0.1, 1), ([5, 4], 0.3, 1)])
-def test_a_policy_of_less_worth_goes_back_to_a_good_one(monkeypatch, worths, missing, kept):
+@pytest.mark.parametrize(("worths", "kept"), [([5, 4], 0), ([5, 6], 1)])
+def test_a_policy_of_less_worth_makes_way_for_the_best(monkeypatch, worths, kept):
     algorithm, policy, _ = with_policy()
-    rows, weights = [], []
-    for i in range(2):
+    weights, algorithm.left = [], 1.0
+    monkeypatch.setattr(algorithm, "worth", lambda rows: worths[(rows.stop - 64) // 64])
+    for _ in range(2):
         algorithm.remember(*batch(64), torch.zeros(64, dtype=torch.bool))
-        monkeypatch.setattr(algorithm, "worth", lambda rows: worths[(rows.stop - 64) // 64])
-        monkeypatch.setattr(algorithm, "missing", lambda rows: missing)
         with torch.no_grad():
             for p in policy.actor_mean.parameters():
-                p += i + 1
+                p += 1
         weights.append([p.clone() for p in policy.actor_mean.parameters()])
-        algorithm.judge()
-        rows.append(slice(0, 64 * (i + 1)))
+        algorithm.turn = algorithm.free_rounds + algorithm.test_rounds - 1
+        assert algorithm.next_turn() == 0
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), weights[kept]))
-    assert algorithm.best[0] == rows[kept]
+    assert algorithm.best[0] == slice(0, 64 * (kept + 1))
 
 
 def test_a_kept_clone_learns_what_is_rare():
@@ -367,12 +366,11 @@ def test_a_kept_clone_learns_what_is_rare():
         assert torch.equal(demos["acts"][i], act)
 
 
-@pytest.mark.parametrize(("missing", "by_heart"), [(0.45, False), (0.5, True), (0.3, True)])
+@pytest.mark.parametrize(("missing", "by_heart"), [(0.45, False), (0.1, True), (0.3, True)])
 def test_rollouts_are_of_all_kinds_then_the_clones_then_free_ones_and_tests_by_turns(monkeypatch, missing, by_heart):
     """PPO must not move any of them: it is paid nothing from beginning to end."""
     algorithm, policy, _ = with_policy()
-    algorithm.clone_steps, improved, judged, logstds, scales = 2, [], [], [], []
-    monkeypatch.setattr(algorithm, "judge", lambda: judged.append(algorithm.round))
+    algorithm.clone_steps, improved, logstds, scales = 2, [], [], []
     monkeypatch.setattr(algorithm, "fit_q", lambda *better: improved.append((algorithm.round, bool(better))))
     monkeypatch.setattr(algorithm, "missing", lambda rows: missing)
     monkeypatch.setattr(algorithm, "overfits", lambda: by_heart)
@@ -393,13 +391,10 @@ def test_rollouts_are_of_all_kinds_then_the_clones_then_free_ones_and_tests_by_t
     assert logstds[: algorithm.clone_rounds] == [0.0, -1.0, 0.0] + [-3.0, -2.0, -1.0, 0.0] * 4 + [-3.0]
     assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 47
     assert set(logstds[algorithm.clone_rounds : first]) == {-4.0}
-    free = [*range(first + 1, first + 10), *range(first + 16, first + 26)]  # the rounds in which it is moved
+    free = {i for i in range(first + 1, first + 31) if missing > 0.2 or (i - first) % 16 < 10}  # else they are tests
     assert improved == [(i, i in free) for i in range(2, first + 37) if i != first]
-    assert judged == [first + 16, first + 32]
-    noisy = [*range(first + 2, first + 10, 2), first + 16, first + 18]
-    half = range(first + 20, first + 26, 2)
-    expected = [-2.0 if i in noisy else -2.75 if i in half else -4.0 for i in range(first + 1, first + 37)]
-    assert logstds[first:] == pytest.approx(expected)
+    noise = {i: -2.0 if i < first + 20 else -2.75 for i in free if i % 2 == 0}
+    assert logstds[first:] == pytest.approx([noise.get(i, -4.0) for i in range(first + 1, first + 37)])
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), clone))
 
 
