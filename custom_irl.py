@@ -438,8 +438,8 @@ def q_network(in_dim, hidden=128):
 
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
-    touched PPO rests: it starts as a clone of the expert. One that its reward cannot tell from the expert and that did
-    not learn by heart is kept; any other follows a Q of the reward, learned off-policy from all rollouts there were.
+    touched PPO rests: it starts as a clone of the expert and follows a Q of the reward, learned off-policy from all
+    rollouts there were. What is worth less by that reward than the best policy so far makes way for it.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
@@ -447,13 +447,10 @@ class IRLAlgorithm:
     recent_rounds = 5  # half of the critic's policy side; a clone is judged by these: none of their episodes met noise
     decay = 0.9  # lambda, of V and Q
     value_steps = 40  # gradient steps of V a rollout
-    clone_rounds, clone_steps = 20, 1000  # a thousand steps after each of these rollouts but the first
+    clone_rounds, clone_steps = 20, 3000  # so many steps after each of these rollouts but the first
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
-    negligible = 0.4  # a clone from which less than this is missing is kept: near the expert, Q is mostly noise
-    overfitted = 10.0  # but not where its error on held-out transitions is so many times that on the others
     free_rounds, test_rounds = 10, 6  # after those rollouts it follows Q; in these, of which the last five count, not
     bad = 0.2  # a policy from which more than this is missing is not tested: there is nothing to lose
-    keep_steps = 100  # gradient steps of a kept clone a rollout
     q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
     q_scale = 30.0  # Q is up to 400, too large for the network's own output
@@ -469,12 +466,11 @@ class IRLAlgorithm:
         self.q, self.slow_q = twins
         self.slow_q.load_state_dict(self.q.state_dict())
         self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
-        self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]  # all rollouts' transitions,
-        self.memory += [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)]  # whether
-        self.seen = self.calls = self.round = self.turn = (
-            0  # they ended an episode, successors; transitions, calls, rollouts
-        )
-        self.policy, self.scale, self.best = None, 1.0, None  # without set_policy PPO is on its own
+        # all rollouts' transitions, whether they ended an episode, their successors
+        self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]
+        self.memory += [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)]
+        self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
+        self.policy, self.scale, self.best, self.turn = None, 1.0, None, -1  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
@@ -605,9 +601,6 @@ class IRLAlgorithm:
                 p.zero_()  # the critic: see compute_reward; the actor: it stands still first
             policy.actor_logstd.fill_(-2.0)
         self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
-        n, self.demos = len(self.expert["obs"]), self.expert
-        parts = torch.randperm(n, device=self.device).tensor_split([n // 10])  # a tenth, until the clone is judged
-        self.held_out, self.expert = ({key: x[part] for key, x in self.demos.items()} for part in parts)
 
     def guide_policy(self, obs, acts, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
@@ -622,21 +615,13 @@ class IRLAlgorithm:
         if self.round == 1:
             self.logstd = 0.0
         elif watched <= 0:
-            self.clone(self.clone_steps, 1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
+            self.clone(1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
             self.fit_q()
             self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
             self.logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
         elif watched < self.watch_rounds:
             self.fit_q()
             self.logstd = -4.0
-        elif watched == self.watch_rounds:
-            self.keep = (
-                self.missing(slice(-self.recent(self.recent_rounds), None)) < self.negligible and not self.overfits()
-            )
-            self.expert = self.demos
-        elif self.keep:  # every fourth rollout is of bad behaviour still
-            self.clone(self.keep_steps, self.lr, self.hard_rows())
-            self.logstd = 0.0 if self.round % 4 == 1 else -4.0
         else:
             free = self.next_turn() < self.free_rounds and self.left > 0.1
             self.fit_q(obs, self.better(obs, acts, advantages)) if free else self.fit_q()
@@ -687,32 +672,19 @@ class IRLAlgorithm:
         """Squared error of the mean action."""
         return (self.policy.actor_mean(obs) - acts).square().sum(1).mean()
 
-    def clone(self, steps, lr, *hard):
-        """Regresses the mean action on the expert's; given some, on these `hard` (obs, acts) in half of each batch."""
-        self.optimizer.param_groups[0]["lr"] = lr
-        size = self.args.irl_batch_size // (1 + len(hard))
-        for _ in range(steps):
-            batches = [self.demonstrated(size)[:2]]
-            for pairs in hard:
-                rows = self.random_rows(len(pairs[0]), size)
-                batches.append([x[rows] for x in pairs])
-            descend(self.optimizer, sum(self.error(*batch) for batch in batches))
-
-    def hard_rows(self, n=2048):
-        """Obs and actions of the expert's, drawn in proportion to the error. What is rare in the demonstrations, as the
-        first steps of an episode are, may decide whether it falls, but hardly counts in a mean.
+    def clone(self, lr):
+        """Regresses the mean action on the expert's, half of each batch drawn in proportion to the error: what is rare
+        in the demonstrations, as the first steps of an episode are, may decide whether it falls, but hardly counts in
+        a mean.
         """
-        rows = self.random_rows(len(self.expert["obs"]), 4 * n)
-        obs, acts = self.expert["obs"][rows], self.expert["acts"][rows]
-        with torch.no_grad():
-            hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, n)
-        return obs[hard], acts[hard]
-
-    def overfits(self):
-        """Whether the clone knows little beyond what it was shown, and has something to learn from the reward."""
-        with torch.no_grad():
-            unseen, seen = (self.error(x["obs"], x["acts"]) for x in (self.held_out, self.expert))
-        return unseen > self.overfitted * seen
+        self.optimizer.param_groups[0]["lr"], size = lr, self.args.irl_batch_size // 2
+        for step in range(self.clone_steps):
+            if step % 100 == 0:
+                obs, acts, _ = self.demonstrated(8192)
+                with torch.no_grad():
+                    hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, 2048)
+            rows = hard[self.random_rows(len(hard), size)]
+            descend(self.optimizer, self.error(*self.demonstrated(size)[:2]) + self.error(obs[rows], acts[rows]))
 
     def missing(self, rows):
         """How far these are from the expert on the scale of the score, where unskilled is 1."""

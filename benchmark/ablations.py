@@ -88,12 +88,6 @@ class NoTests(IRLAlgorithm):
     bad = -np.inf
 
 
-class NoKeeping(IRLAlgorithm):
-    """Every clone is moved, also one that its reward cannot tell from the expert."""
-
-    negligible = 0.0
-
-
 class OnlyCloning(IRLAlgorithm):
     """The clone is never moved: what the demonstrations alone are worth."""
 
@@ -119,7 +113,7 @@ class OnlyExpertActions(NoTermination, NoValue, NoGradientPenalty, NoClone):
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "no-gradient-penalty": NoGradientPenalty,
     "no-clone": NoClone, "no-expert-actions": NoExpertActions, "no-q": NoQ, "no-better": NoBetter,
-    "one-step": OneStep, "no-tests": NoTests, "no-keeping": NoKeeping,
+    "one-step": OneStep, "no-tests": NoTests,
     "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
     "only-cloning": OnlyCloning, "only-expert-actions": OnlyExpertActions,
 }  # fmt: skip

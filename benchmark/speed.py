@@ -61,7 +61,7 @@ class Config:
 class Moving(irl.IRLAlgorithm):
     """The method as it is after its clone, which is where 95 % of a run is: cloned in two rounds, then moved by Q."""
 
-    clone_rounds, clone_steps, watch_rounds, negligible = 1, 1, 1, -1.0
+    clone_rounds, clone_steps, watch_rounds = 1, 1, 1
 
 
 def our_loop(env_id: str, reward_cls: type, algorithm_cls: type) -> tuple[Advance, dict]:

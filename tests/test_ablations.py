@@ -19,7 +19,7 @@ def after_training(name: str, rounds: int):
     """The algorithm after some rollouts in which states beyond 5 end episodes, and its policy."""
     _, algorithm, _ = make(algorithm_cls=ablations.ABLATIONS[name])
     algorithm.clone_rounds, algorithm.watch_rounds, algorithm.clone_steps = 2, 5, min(algorithm.clone_steps, 50)
-    algorithm.q_rounds, algorithm.negligible = 1, -1.0
+    algorithm.q_rounds = 1
     policy = irl.Policy(OBS_DIM, ACTION_DIM)
     algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
     for seed in range(rounds):
