@@ -451,6 +451,7 @@ class IRLAlgorithm:
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
     free_rounds, test_rounds = 10, 6  # after those rollouts it follows Q; in these, of which the last five count, not
     bad = 0.2  # a policy from which more than this is missing is not tested: there is nothing to lose
+    finals, horizon = 0.1, 1000  # the last part of the learning rate, in which there are only tests; steps
     q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
     q_scale = 30.0  # Q is up to 400, too large for the network's own output
@@ -470,7 +471,8 @@ class IRLAlgorithm:
         self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]
         self.memory += [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)]
         self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
-        self.policy, self.scale, self.best, self.turn = None, 1.0, None, -1  # without set_policy PPO is on its own
+        self.policy, self.scale = None, 1.0  # without set_policy PPO is on its own
+        self.turn, self.tested, self.moved = -1, [], True  # [rows, weights] of policies, best first
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
@@ -623,8 +625,11 @@ class IRLAlgorithm:
             self.fit_q()
             self.logstd = -4.0
         else:
-            free = self.next_turn() < self.free_rounds and self.left > 0.1
-            self.fit_q(obs, self.better(obs, acts, advantages)) if free else self.fit_q()
+            free = self.next_turn() < self.free_rounds
+            if free:
+                self.fit_q(obs, self.better(obs, acts, advantages))
+            elif self.left > self.finals:
+                self.fit_q()
             self.logstd = -3.5 + 1.5 * self.left if free and self.round % 2 == 0 else -4.0
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
@@ -639,28 +644,36 @@ class IRLAlgorithm:
         return mean + weights[:, None] * (acts - mean)
 
     def next_turn(self):
-        """A policy that is good enough to lose has to stand tests. One that is worth less than the best so far, as its
-        own reward says, makes way for that.
+        """A policy that is good enough to lose has to stand tests; then the best so far takes over, as the reward of
+        today sees them. In the finals that is all: whoever is best by luck is tested again, until one stays so.
         """
-        now = slice(self.seen - self.recent(self.recent_rounds), self.seen)
+        finals, actor = self.left <= self.finals, list(self.policy.actor_mean.parameters())
+        now = torch.arange(self.seen - self.recent(self.recent_rounds), self.seen, device=self.device)
         self.turn = (self.turn + 1) % (self.free_rounds + self.test_rounds)
-        if self.turn == self.free_rounds and self.left > 0.1 and self.missing(now) > self.bad:
+        if self.turn == self.free_rounds and not finals and self.missing(now) > self.bad:
             self.turn = 0
         elif self.turn == 0:
-            actor = list(self.policy.actor_mean.parameters())
-            if not self.best or self.worth(now) > self.worth(self.best[0]):
-                self.best = now, [p.detach().clone() for p in actor]
+            if self.moved:
+                self.tested.append([now, [p.detach().clone() for p in actor]])
+            else:
+                self.tested[0][0] = torch.cat([self.tested[0][0], now])
+            self.tested.sort(key=lambda tested: -self.worth(tested[0]))
             with torch.no_grad():
-                for p, best in zip(actor, self.best[1]):
+                for p, best in zip(actor, self.tested[0][1]):
                     p.copy_(best)
+            self.moved, self.turn = not finals, self.free_rounds if finals else 0
+        elif finals:
+            self.turn = max(self.turn, self.free_rounds)
         return self.turn
 
     def worth(self, rows):
-        """The sum of g if it went on as in these rows, deaths included."""
+        """The sum of g if it went on as in these rows, deaths included, for `horizon` steps on average. Q's horizon of
+        100 steps would make light of a fall.
+        """
         net, (obs, acts, next_obs, ended) = self.reward_net, self.remembered(rows)
         with torch.no_grad():
             g, survived = net.g(obs, acts, next_obs).mean(), self.survived(next_obs, ended).mean()
-        return (g / (1 - net.gamma * survived)).item()
+        return (g / (1 - survived + 1 / self.horizon)).item()
 
     def scale_actor(self, scale):
         with torch.no_grad():
