@@ -438,8 +438,8 @@ def q_network(in_dim, hidden=128):
 
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
-    touched PPO rests: it starts as a clone of the expert and follows a Q of the reward, learned off-policy from all
-    rollouts there were. What is worth less by that reward than the best policy so far makes way for it.
+    touched PPO rests: it starts as a clone of the expert and is the slow average of one that learns from the reward,
+    far from the expert by a Q of all rollouts there were, near it by what turned out better in the last.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
@@ -449,13 +449,12 @@ class IRLAlgorithm:
     value_steps = 40  # gradient steps of V a rollout
     clone_rounds, clone_steps = 20, 3000  # so many steps after each of these rollouts but the first
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
-    free_rounds, test_rounds = 10, 6  # after those rollouts it follows Q; in these, of which the last five count, not
-    bad = 0.2  # a policy from which more than this is missing is not tested: there is nothing to lose
-    finals, horizon = 0.1, 1000  # the last part of the learning rate, in which there are only tests; steps
+    near, average = 0.2, 0.1  # where less is missing Q has no say; how far the average goes in a rollout
+    cycle, finals, horizon = 10, 0.1, 1000  # rollouts, the last part of the learning rate, steps: see `judge`
     q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
     q_scale = 30.0  # Q is up to 400, too large for the network's own output
-    q_weight = expert_weight = better_weight = 1.0  # of the three things that it follows
+    q_weight = expert_weight = better_weight = 1.0  # of the three things that the policy follows
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
         self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
@@ -472,7 +471,7 @@ class IRLAlgorithm:
         self.memory += [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)]
         self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
         self.policy, self.scale = None, 1.0  # without set_policy PPO is on its own
-        self.turn, self.tested, self.moved = -1, [], True  # [rows, weights] of policies, best first
+        self.learner, self.tested, self.finalist = None, [], None  # weights; [rows, weights] of policies; one of them
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
@@ -606,14 +605,14 @@ class IRLAlgorithm:
 
     def guide_policy(self, obs, acts, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
-        clone at all of its strength, a half, a quarter and none, each under more and more noise. Then it follows Q for
-        some rollouts, by turns nearly without noise, as it is there that the policy has to stand the test, and with it,
-        for Q to compare actions: ever less, or it would be the walk that is safe under noise that is learned. Then it
-        has to stand the test, and so on; near the end of the loop's learning rate there are only tests.
+        clone at all of its strength, a half, a quarter and none, each under more and more noise. Then it learns: half
+        of the time with noise, for actions to be compared, ever less, or it would be the walk that is safe under noise
+        that is learned, and half of the time nearly without, as in the end. Last come the finals.
         """
         watched, self.lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
         self.left = self.lr / self.first_lr  # 1 throughout if the loop does not anneal it
         self.scale_actor(1.0)
+        self.logstd, turn = -4.0, (watched - self.watch_rounds) % self.cycle
         if self.round == 1:
             self.logstd = 0.0
         elif watched <= 0:
@@ -623,16 +622,38 @@ class IRLAlgorithm:
             self.logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
         elif watched < self.watch_rounds:
             self.fit_q()
-            self.logstd = -4.0
         else:
-            free = self.next_turn() < self.free_rounds
-            if free:
-                self.fit_q(obs, self.better(obs, acts, advantages))
-            elif self.left > self.finals:
-                self.fit_q()
-            self.logstd = -3.5 + 1.5 * self.left if free and self.round % 2 == 0 else -4.0
+            if turn == 0 or (self.left <= self.finals and turn == self.cycle // 2):
+                self.judge()
+            if self.left > self.finals:
+                self.learn(obs, self.better(obs, acts, advantages))
+                if turn < self.cycle // 2:
+                    self.logstd = -3.5 + 1.5 * self.left
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
+
+    def exchange(self, weights):
+        """Puts weights into the actor; returns those that were there."""
+        with torch.no_grad():
+            actor = list(self.policy.actor_mean.parameters())
+            old = [p.clone() for p in actor]
+            for p, new in zip(actor, weights):
+                p.copy_(new)
+        return old
+
+    def learn(self, obs, better):
+        """The one that learns goes on from where it was, the one that acts follows it slowly: what is noise in the
+        steps of the first cancels out in the second (as Polyak and Juditsky, 1992).
+        """
+        actor = self.exchange(self.learner or [])
+        if self.missing(self.last(self.cycle)) > self.near:
+            self.fit_q(obs, better)
+        else:
+            self.optimizer.param_groups[0]["lr"] = self.lr
+            for _ in range(self.q_rounds * self.policy_steps):
+                self.follow(obs, better)
+        self.learner = self.exchange(actor)
+        self.exchange([p.lerp(new, self.average) for p, new in zip(actor, self.learner)])
 
     def better(self, obs, acts, advantages):
         """From the mean towards actions that turned out better than expected, away from others (as AWR, arXiv
@@ -643,28 +664,22 @@ class IRLAlgorithm:
             mean = self.policy.actor_mean(obs)
         return mean + weights[:, None] * (acts - mean)
 
-    def next_turn(self):
-        """A policy that is good enough to lose has to stand tests; then the best so far takes over, as the reward of
-        today sees them. In the finals that is all: whoever is best by luck is tested again, until one stays so.
+    def judge(self):
+        """Remembers what the last rollouts, which were calm, were worth. In the finals nothing moves any more, the best
+        so far takes over, as the reward of today sees them, and what it does counts with what it did: who was best by
+        luck does not stay so.
         """
-        finals, actor = self.left <= self.finals, list(self.policy.actor_mean.parameters())
-        now = torch.arange(self.seen - self.recent(self.recent_rounds), self.seen, device=self.device)
-        self.turn = (self.turn + 1) % (self.free_rounds + self.test_rounds)
-        if self.turn == self.free_rounds and not finals and self.missing(now) > self.bad:
-            self.turn = 0
-        elif self.turn == 0:
-            if self.moved:
-                self.tested.append([now, [p.detach().clone() for p in actor]])
-            else:
-                self.tested[0][0] = torch.cat([self.tested[0][0], now])
-            self.tested.sort(key=lambda tested: -self.worth(tested[0]))
-            with torch.no_grad():
-                for p, best in zip(actor, self.tested[0][1]):
-                    p.copy_(best)
-            self.moved, self.turn = not finals, self.free_rounds if finals else 0
-        elif finals:
-            self.turn = max(self.turn, self.free_rounds)
-        return self.turn
+        if self.finalist is None:
+            self.tested.append([self.last(self.recent_rounds), self.exchange([])])
+        else:
+            self.finalist[0] = torch.cat([self.finalist[0], self.last(self.recent_rounds)])
+        if self.left <= self.finals:
+            self.finalist = max(self.tested, key=lambda tested: self.worth(tested[0]))
+            self.exchange(self.finalist[1])
+
+    def last(self, rounds):
+        """Rows of the last rollouts."""
+        return torch.arange(self.seen - self.recent(rounds), self.seen, device=self.device)
 
     def worth(self, rows):
         """The sum of g if it went on as in these rows, deaths included, for `horizon` steps on average. Q's horizon of
@@ -716,7 +731,7 @@ class IRLAlgorithm:
         noise = (0.1 * max(0.1, self.left) * torch.randn_like(acts)).clamp(-0.3, 0.3)
         return self.action_values(self.slow_q, obs, acts + noise).amin(0)
 
-    def fit_q(self, *better):
+    def fit_q(self, rollout_obs=None, better=None):
         """TD3 (arXiv 1802.09477) for g, as DAC (arXiv 1809.02925), on the last rollouts, of which there are
         lambda-returns, all there were, and the demonstrations. One-step targets of ten batches are computed at once:
         what they are made of moves slowly.
@@ -740,19 +755,22 @@ class IRLAlgorithm:
             with torch.no_grad():
                 for slow, fast in zip(self.slow_q.parameters(), self.q.parameters()):
                     slow.lerp_(fast, self.q_lag)
-            if better:
-                self.follow_q(obs, *better)
+            for _ in range(0 if better is None else self.policy_steps):
+                self.follow(rollout_obs, better, obs)
 
-    def follow_q(self, seen, obs, better):
-        """The mean action goes up Q wherever somebody was, to the expert's actions where the expert was, and in the
-        last rollout to what turned out better, which keeps it from going far at once.
+    def follow(self, obs, better, seen=None):
+        """The mean action goes to the expert's where the expert was, in the last rollout to what turned out better,
+        which keeps it from going far at once, and up Q wherever somebody was. Near the expert Q, which prefers what is
+        slow and safe, is no help.
         """
-        for _ in range(self.policy_steps):
-            at, rows = seen[self.random_rows(len(seen), self.q_batch)], self.random_rows(len(obs), self.q_batch)
+        rows = self.random_rows(len(obs), self.q_batch)
+        loss = self.expert_weight * self.error(*self.demonstrated(self.q_batch // 4)[:2])
+        loss += self.better_weight * self.error(obs[rows], better[rows])
+        if seen is not None:
+            at = seen[self.random_rows(len(seen), self.q_batch)]
             value = self.action_values(self.q[:1], at, self.policy.actor_mean(at)).mean()
-            loss = self.expert_weight * self.error(*self.demonstrated(self.q_batch // 4)[:2])
-            loss += self.better_weight * self.error(obs[rows], better[rows])
-            descend(self.optimizer, loss - self.q_weight * value / value.detach().abs())
+            loss -= self.q_weight * value / value.detach().abs()
+        descend(self.optimizer, loss)
 
 
 # ================================================================================================== EDITABLE REGION END

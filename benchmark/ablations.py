@@ -82,10 +82,22 @@ class OneStep(IRLAlgorithm):
     decay = 0.0
 
 
-class NoTests(IRLAlgorithm):
-    """It is never stopped and never sent back to a better policy."""
+class NoAverage(IRLAlgorithm):
+    """The policy that learns is the one that acts."""
 
-    bad = -np.inf
+    average = 1.0
+
+
+class AlwaysQ(IRLAlgorithm):
+    """Q moves it near the expert, too."""
+
+    near = -np.inf
+
+
+class NoFinals(IRLAlgorithm):
+    """It learns to the end, and is what it then is."""
+
+    finals = 0.0
 
 
 class OnlyCloning(IRLAlgorithm):
@@ -113,7 +125,7 @@ class OnlyExpertActions(NoTermination, NoValue, NoGradientPenalty, NoClone):
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "no-gradient-penalty": NoGradientPenalty,
     "no-clone": NoClone, "no-expert-actions": NoExpertActions, "no-q": NoQ, "no-better": NoBetter,
-    "one-step": OneStep, "no-tests": NoTests,
+    "one-step": OneStep, "no-average": NoAverage, "always-q": AlwaysQ, "no-finals": NoFinals,
     "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
     "only-cloning": OnlyCloning, "only-expert-actions": OnlyExpertActions,
 }  # fmt: skip

@@ -65,8 +65,8 @@ def moves(name, monkeypatch):
     with torch.no_grad():
         before = [policy.actor_mean(x) for x in places]
     algorithm.optimizer.param_groups[0]["lr"] = 1e-3
-    for _ in range(6):
-        algorithm.follow_q(places[0], places[1], before[1] - 1.0)
+    for _ in range(30):
+        algorithm.follow(places[1], before[1] - 1.0, places[0])
     with torch.no_grad():
         return [(policy.actor_mean(x) - old).mean().item() for x, old in zip(places, before)]
 
@@ -79,12 +79,20 @@ def test_what_no_longer_moves_the_policy(monkeypatch):
     assert moves("no-expert-actions", monkeypatch)[2] < expert / 2
 
 
-def test_without_tests_the_policy_is_moved_in_every_round(monkeypatch):
-    for name, tested in (("full", True), ("no-tests", False)):
-        algorithm, _ = after_training(name, 3)
-        monkeypatch.setattr(algorithm, "missing", lambda rows: 0.0)
-        turns = [algorithm.next_turn() for _ in range(40)]
-        assert (max(turns) >= algorithm.free_rounds) == tested
+@pytest.mark.parametrize(
+    ("name", "q", "lag"), [("full", False, 0.9), ("always-q", True, 0.9), ("no-average", False, 0)]
+)
+def test_who_acts_and_whether_q_has_a_say_near_the_expert(name, q, lag, monkeypatch):
+    algorithm, policy = after_training(name, 3)
+    asked = []
+    monkeypatch.setattr(algorithm, "missing", lambda rows: 0.0)
+    monkeypatch.setattr(algorithm, "fit_q", lambda *better: asked.append(better))
+    before = policy.actor_mean[-1].bias.clone()
+    monkeypatch.setattr(algorithm, "learner", [p.clone() + 1 for p in policy.actor_mean.parameters()])
+    monkeypatch.setattr(algorithm, "follow", lambda *rows: None)
+    algorithm.learn(*batch(64)[:2])
+    assert bool(asked) == q
+    torch.testing.assert_close(policy.actor_mean[-1].bias.detach(), before + 1 - lag)
 
 
 def test_a_part_alone_is_there_and_the_others_are_not():

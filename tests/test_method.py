@@ -290,8 +290,8 @@ def test_the_policy_follows_q_and_what_turned_out_better_and_stays_the_expert_wh
         before = [policy.actor_mean(x) for x in (seen, rollout)]
     error = algorithm.error(demos["obs"], demos["acts"]).item()
     algorithm.optimizer.param_groups[0]["lr"] = 1e-3
-    for _ in range(6):
-        algorithm.follow_q(seen, rollout, before[1] - 0.5)
+    for _ in range(30):
+        algorithm.follow(rollout, before[1] - 0.5, seen)
     with torch.no_grad():
         up, down = (policy.actor_mean(x) - mean for x, mean in zip((seen, rollout), before))
     assert up.mean() > 0.05 and down.mean() < -0.3
@@ -325,45 +325,69 @@ def test_worth_is_the_sum_of_g_with_deaths(monkeypatch):
     assert algorithm.worth(slice(400, 800)) == pytest.approx(2 / (0.25 + 0.001))
 
 
-def test_a_policy_of_less_worth_makes_way_and_luck_does_not_last(monkeypatch):
-    """Worth is the mean of what each rollout says. In the finals the luckiest is tested again until that has gone."""
+def test_in_the_finals_the_best_takes_over_and_luck_does_not_last(monkeypatch):
+    """Worth is the mean of what each rollout says. Who is best is tested again, with what was said before."""
     algorithm, policy, _ = with_policy()
-    algorithm.left, worths = 1.0, []
+    algorithm.left, algorithm.recent_rounds, worths = 1.0, 1, []
     monkeypatch.setattr(algorithm, "worth", lambda rows: np.mean([worths[i // 64] for i in rows.tolist()]))
-    monkeypatch.setattr(algorithm, "recent", lambda rounds: 64)
     mark = policy.actor_mean[-1].bias
 
-    def test(worth, turn):
+    def judge(worth):
         worths.append(worth)
         algorithm.remember(*batch(64), torch.zeros(64, dtype=torch.bool))
-        algorithm.turn = algorithm.free_rounds + algorithm.test_rounds - 1
-        assert algorithm.next_turn() == turn
+        algorithm.judge()
         return mark[0].item()
 
-    for moved_to, worth, best in ((1, 5, 1), (2, 4, 1), (3, 9, 3), (4, 6, 3)):
+    for policy_number, worth in ((1, 5), (2, 4), (3, 9), (4, 6)):
         with torch.no_grad():
-            mark.fill_(moved_to)
-        assert test(worth, turn=0) == best
+            mark.fill_(policy_number)
+        assert judge(worth) == policy_number  # nobody goes back while it learns
     algorithm.left = 0.05
-    assert test(8, turn=10) == 3  # the last that moved freely: forgotten, here, that it is 3 again
-    assert test(1, turn=10) == 3  # 9 and 1, or 8 and 1: it was luck, but who is left?
-    assert test(1, turn=10) == 4
-    assert test(6, turn=10) == 4
+    with torch.no_grad():
+        mark.fill_(5)
+    assert judge(2) == 3
+    assert judge(1) == 4  # 9 and 1: it was luck
+    assert judge(6) == 4
+    assert judge(2) == 1 and len(algorithm.tested) == 5  # 6, 6 and 2
+
+
+def test_the_policy_is_the_slow_average_of_one_that_learns(monkeypatch):
+    algorithm, policy, _ = with_policy()
+    parameters = list(policy.actor_mean.parameters())
+
+    def learn(obs, better):
+        with torch.no_grad():
+            for p in parameters:
+                p += 1.0
+
+    monkeypatch.setattr(algorithm, "fit_q", learn)
+    monkeypatch.setattr(algorithm, "missing", lambda rows: 1.0)
+    before = [p.clone() for p in parameters]
+    algorithm.remember(*batch(64), torch.zeros(64, dtype=torch.bool))
+    for _ in range(3):
+        algorithm.learn(None, None)
+    expected = 0.1 * 0.9**2 * 1 + 0.1 * 0.9 * 2 + 0.1 * 3
+    for p, old, learner in zip(parameters, before, algorithm.learner):
+        torch.testing.assert_close(p.detach(), old + expected)
+        torch.testing.assert_close(learner, old + 3.0)
 
 
 @pytest.mark.parametrize("missing", [0.1, 0.3])
-def test_rollouts_are_of_all_kinds_then_the_clones_then_free_ones_and_tests_by_turns(monkeypatch, missing):
+def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns_and_finals_come_last(monkeypatch, missing):
     """PPO must not move any of them: it is paid nothing from beginning to end."""
     algorithm, policy, _ = with_policy()
-    algorithm.clone_steps, improved, logstds, scales = 2, [], [], []
-    monkeypatch.setattr(algorithm, "fit_q", lambda *better: improved.append((algorithm.round, bool(better))))
+    algorithm.clone_steps, algorithm.q_rounds, logstds, scales = 2, 1, [], []
+    q, followed, judged = [], [], []
+    monkeypatch.setattr(algorithm, "fit_q", lambda *better: q.append((algorithm.round, bool(better))))
+    monkeypatch.setattr(algorithm, "follow", lambda *rows: followed.append(algorithm.round))
     monkeypatch.setattr(algorithm, "missing", lambda rows: missing)
+    monkeypatch.setattr(algorithm, "judge", lambda: judged.append(algorithm.round))
     rollout = batch(64)
     first = algorithm.clone_rounds + algorithm.watch_rounds
-    for _ in range(first + 36):
+    for _ in range(first + 46):
         if algorithm.round == first + 19:
             algorithm.ppo_optimizer.param_groups[0]["lr"] *= 0.5  # half of the training is over
-        if algorithm.round == first + 30:
+        if algorithm.round == first + 29:
             algorithm.ppo_optimizer.param_groups[0]["lr"] *= 0.1  # and nearly all of it
         assert (algorithm.compute_reward(*rollout) == 0).all()
         for _ in range(5):
@@ -373,12 +397,15 @@ def test_rollouts_are_of_all_kinds_then_the_clones_then_free_ones_and_tests_by_t
         if algorithm.round == algorithm.clone_rounds:
             clone = [p.clone() for p in policy.actor_mean.parameters()]
     assert logstds[: algorithm.clone_rounds] == [0.0, -1.0, 0.0] + [-3.0, -2.0, -1.0, 0.0] * 4 + [-3.0]
-    assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 47
+    assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 57
     assert set(logstds[algorithm.clone_rounds : first - 1]) == {-4.0}
-    free = {i for i in range(first, first + 31) if missing > 0.2 or (i - first) % 16 < 10}  # else they are tests
-    assert improved == [(i, i in free) for i in range(2, first + 31)]  # in the finals Q has no say
-    noise = {i: -2.0 if i < first + 20 else -2.75 for i in free if i % 2 == 0}
-    assert logstds[first - 1 :] == pytest.approx([noise.get(i, -4.0) for i in range(first, first + 37)])
+    learns = range(first, first + 30)
+    far = missing > algorithm.near
+    assert q == [(i, i >= first) for i in range(2, first + 30 if far else first)]
+    assert sorted(set(followed)) == ([] if far else list(learns))
+    assert judged == [first, first + 10, first + 20, *range(first + 30, first + 47, 5)]
+    noise = {i: -2.0 if i < first + 20 else -2.75 for i in learns if (i - first) % 10 < 5}
+    assert logstds[first - 1 :] == pytest.approx([noise.get(i, -4.0) for i in range(first, first + 47)])
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), clone))
 
 
