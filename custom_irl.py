@@ -449,7 +449,7 @@ class IRLAlgorithm:
     value_steps = 40  # gradient steps of V a rollout
     clone_rounds, clone_steps = 20, 3000  # so many steps after each of these rollouts but the first
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
-    near, average = 0.2, 0.1  # where less is missing Q has no say; how far the average goes in a rollout
+    near, average = 0.8, 0.1  # of the expert's worth: from there on Q has no say; how far the average goes in a rollout
     cycle, finals, horizon = 10, 0.1, 1000  # rollouts, the last part of the learning rate, steps: see `judge`
     q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
@@ -646,7 +646,7 @@ class IRLAlgorithm:
         steps of the first cancels out in the second (as Polyak and Juditsky, 1992).
         """
         actor = self.exchange(self.learner or [])
-        if self.missing(self.last(self.cycle)) > self.near:
+        if self.far:
             self.fit_q(obs, better)
         else:
             self.optimizer.param_groups[0]["lr"] = self.lr
@@ -665,21 +665,19 @@ class IRLAlgorithm:
         return mean + weights[:, None] * (acts - mean)
 
     def judge(self):
-        """Remembers what the last rollouts, which were calm, were worth. In the finals nothing moves any more, the best
-        so far takes over, as the reward of today sees them, and what it does counts with what it did: who was best by
-        luck does not stay so.
+        """Sees what the last rollouts, which were calm, were worth: whether Q still has a say, and, for the finals, how
+        good the policy is that made them. In the finals nothing moves any more, the best so far takes over, as the
+        reward of today sees them all, and what it does counts with what it did: who was best by luck does not stay so.
         """
+        now = torch.arange(self.seen - self.recent(self.recent_rounds), self.seen, device=self.device)
+        self.far = self.worth(now) < self.near * 3 * self.horizon
         if self.finalist is None:
-            self.tested.append([self.last(self.recent_rounds), self.exchange([])])
+            self.tested.append([now, self.exchange([])])
         else:
-            self.finalist[0] = torch.cat([self.finalist[0], self.last(self.recent_rounds)])
+            self.finalist[0] = torch.cat([self.finalist[0], now])
         if self.left <= self.finals:
             self.finalist = max(self.tested, key=lambda tested: self.worth(tested[0]))
             self.exchange(self.finalist[1])
-
-    def last(self, rounds):
-        """Rows of the last rollouts."""
-        return torch.arange(self.seen - self.recent(rounds), self.seen, device=self.device)
 
     def worth(self, rows):
         """The sum of g if it went on as in these rows, deaths included, for `horizon` steps on average. Q's horizon of
@@ -713,11 +711,6 @@ class IRLAlgorithm:
                     hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, 2048)
             rows = hard[self.random_rows(len(hard), size)]
             descend(self.optimizer, self.error(*self.demonstrated(size)[:2]) + self.error(obs[rows], acts[rows]))
-
-    def missing(self, rows):
-        """How far these are from the expert on the scale of the score, where unskilled is 1."""
-        with torch.no_grad():
-            return 1 - self.reward_net.score(*self.remembered(rows)[:3], self.reward_net.unskilled_score).mean().item()
 
     def action_values(self, networks, obs, acts):
         """(networks, n). Beyond the expert's range of actions nothing changes: there are no data."""

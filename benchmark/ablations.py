@@ -91,7 +91,7 @@ class NoAverage(IRLAlgorithm):
 class AlwaysQ(IRLAlgorithm):
     """Q moves it near the expert, too."""
 
-    near = -np.inf
+    near = np.inf
 
 
 class NoFinals(IRLAlgorithm):

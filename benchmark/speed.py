@@ -63,7 +63,7 @@ class Moving(irl.IRLAlgorithm):
     moved by Q to the end.
     """
 
-    clone_rounds, clone_steps, watch_rounds, near = 1, 1, 1, -1.0
+    clone_rounds, clone_steps, watch_rounds, near = 1, 1, 1, 1e9
 
 
 def our_loop(env_id: str, reward_cls: type, algorithm_cls: type) -> tuple[Advance, dict]:

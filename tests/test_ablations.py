@@ -85,7 +85,9 @@ def test_what_no_longer_moves_the_policy(monkeypatch):
 def test_who_acts_and_whether_q_has_a_say_near_the_expert(name, q, lag, monkeypatch):
     algorithm, policy = after_training(name, 3)
     asked = []
-    monkeypatch.setattr(algorithm, "missing", lambda rows: 0.0)
+    monkeypatch.setattr(algorithm.reward_net, "g", lambda obs, acts, next_obs: torch.full((len(obs),), 3.0))
+    monkeypatch.setattr(algorithm, "survived", lambda next_obs, ended: torch.ones(len(ended)))
+    algorithm.judge()
     monkeypatch.setattr(algorithm, "fit_q", lambda *better: asked.append(better))
     before = policy.actor_mean[-1].bias.clone()
     monkeypatch.setattr(algorithm, "learner", [p.clone() + 1 for p in policy.actor_mean.parameters()])

@@ -361,7 +361,7 @@ def test_the_policy_is_the_slow_average_of_one_that_learns(monkeypatch):
                 p += 1.0
 
     monkeypatch.setattr(algorithm, "fit_q", learn)
-    monkeypatch.setattr(algorithm, "missing", lambda rows: 1.0)
+    algorithm.far = True
     before = [p.clone() for p in parameters]
     algorithm.remember(*batch(64), torch.zeros(64, dtype=torch.bool))
     for _ in range(3):
@@ -372,16 +372,16 @@ def test_the_policy_is_the_slow_average_of_one_that_learns(monkeypatch):
         torch.testing.assert_close(learner, old + 3.0)
 
 
-@pytest.mark.parametrize("missing", [0.1, 0.3])
-def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns_and_finals_come_last(monkeypatch, missing):
+@pytest.mark.parametrize("far", [True, False])
+def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns_and_finals_come_last(monkeypatch, far):
     """PPO must not move any of them: it is paid nothing from beginning to end."""
     algorithm, policy, _ = with_policy()
     algorithm.clone_steps, algorithm.q_rounds, logstds, scales = 2, 1, [], []
     q, followed, judged = [], [], []
     monkeypatch.setattr(algorithm, "fit_q", lambda *better: q.append((algorithm.round, bool(better))))
     monkeypatch.setattr(algorithm, "follow", lambda *rows: followed.append(algorithm.round))
-    monkeypatch.setattr(algorithm, "missing", lambda rows: missing)
     monkeypatch.setattr(algorithm, "judge", lambda: judged.append(algorithm.round))
+    algorithm.far = far
     rollout = batch(64)
     first = algorithm.clone_rounds + algorithm.watch_rounds
     for _ in range(first + 46):
@@ -400,7 +400,6 @@ def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns_and_finals_com
     assert scales == [1.0] * 7 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 57
     assert set(logstds[algorithm.clone_rounds : first - 1]) == {-4.0}
     learns = range(first, first + 30)
-    far = missing > algorithm.near
     assert q == [(i, i >= first) for i in range(2, first + 30 if far else first)]
     assert sorted(set(followed)) == ([] if far else list(learns))
     assert judged == [first, first + 10, first + 20, *range(first + 30, first + 47, 5)]
@@ -432,15 +431,17 @@ def test_what_beginners_do_is_not_forgotten():
     assert shares == pytest.approx([0.5 + 0.375 * 0.05, 0.375 * 0.74, 0.125 + 0.375 * 0.21], abs=0.02)
 
 
-def test_nothing_is_missing_from_the_expert_and_all_from_the_unskilled():
+def test_the_expert_is_near_and_the_unskilled_are_far():
     algorithm, _, demos = with_policy()
     for _ in range(12):
         for _ in range(5):
             algorithm.update(*batch(512, seed=2), torch.zeros(512))
-    assert algorithm.missing(slice(None)) > 0.8
+    algorithm.judge()
+    assert algorithm.far
     for _ in range(5):
         algorithm.remember(*(demos[key] for key in ("obs", "acts", "next_obs")), torch.zeros(512, dtype=torch.bool))
-    assert algorithm.missing(slice(-5 * 512, None)) < 0.2
+    algorithm.judge()
+    assert not algorithm.far
 
 
 def test_a_reward_of_zero_does_not_move_the_policy():
