@@ -642,8 +642,8 @@ class IRLAlgorithm:
         return old
 
     def learn(self, obs, better):
-        """The one that learns goes on from where it was, the one that acts follows it slowly: what is noise in the
-        steps of the first cancels out in the second (as Polyak and Juditsky, 1992).
+        """The one that learns goes on from where it was. Far from the expert it acts itself; near it the one that acts
+        follows it slowly: what is noise in the steps of the first cancels out in the second (Polyak, Juditsky 1992).
         """
         actor = self.exchange(self.learner or [])
         if self.far:
@@ -653,7 +653,8 @@ class IRLAlgorithm:
             for _ in range(self.q_rounds * self.policy_steps):
                 self.follow(obs, better)
         self.learner = self.exchange(actor)
-        self.exchange([p.lerp(new, self.average) for p, new in zip(actor, self.learner)])
+        way = 1.0 if self.far else self.average
+        self.exchange([p.lerp(new, way) for p, new in zip(actor, self.learner)])
 
     def better(self, obs, acts, advantages):
         """From the mean towards actions that turned out better than expected, away from others (as AWR, arXiv

@@ -89,7 +89,7 @@ class NoAverage(IRLAlgorithm):
 
 
 class AlwaysQ(IRLAlgorithm):
-    """Q moves it near the expert, too."""
+    """Q moves it to the end, and nothing is averaged, as far from the expert."""
 
     near = np.inf
 

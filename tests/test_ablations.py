@@ -79,9 +79,7 @@ def test_what_no_longer_moves_the_policy(monkeypatch):
     assert moves("no-expert-actions", monkeypatch)[2] < expert / 2
 
 
-@pytest.mark.parametrize(
-    ("name", "q", "lag"), [("full", False, 0.9), ("always-q", True, 0.9), ("no-average", False, 0)]
-)
+@pytest.mark.parametrize(("name", "q", "lag"), [("full", False, 0.9), ("always-q", True, 0), ("no-average", False, 0)])
 def test_who_acts_and_whether_q_has_a_say_near_the_expert(name, q, lag, monkeypatch):
     algorithm, policy = after_training(name, 3)
     asked = []

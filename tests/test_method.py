@@ -351,24 +351,23 @@ def test_in_the_finals_the_best_takes_over_and_luck_does_not_last(monkeypatch):
     assert judge(2) == 1 and len(algorithm.tested) == 5  # 6, 6 and 2
 
 
-def test_the_policy_is_the_slow_average_of_one_that_learns(monkeypatch):
+@pytest.mark.parametrize(("far", "acts"), [(True, 3.0), (False, 0.1 * 0.9**2 * 1 + 0.1 * 0.9 * 2 + 0.1 * 3)])
+def test_near_the_expert_the_policy_is_the_slow_average_of_one_that_learns(monkeypatch, far, acts):
     algorithm, policy, _ = with_policy()
+    algorithm.far, algorithm.lr, algorithm.q_rounds, algorithm.policy_steps = far, 1.0, 1, 1
     parameters = list(policy.actor_mean.parameters())
 
-    def learn(obs, better):
+    def learn(*args):
         with torch.no_grad():
             for p in parameters:
                 p += 1.0
 
-    monkeypatch.setattr(algorithm, "fit_q", learn)
-    algorithm.far = True
+    monkeypatch.setattr(algorithm, "fit_q" if far else "follow", learn)
     before = [p.clone() for p in parameters]
-    algorithm.remember(*batch(64), torch.zeros(64, dtype=torch.bool))
     for _ in range(3):
         algorithm.learn(None, None)
-    expected = 0.1 * 0.9**2 * 1 + 0.1 * 0.9 * 2 + 0.1 * 3
     for p, old, learner in zip(parameters, before, algorithm.learner):
-        torch.testing.assert_close(p.detach(), old + expected)
+        torch.testing.assert_close(p.detach(), old + acts)
         torch.testing.assert_close(learner, old + 3.0)
 
 
