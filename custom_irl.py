@@ -449,7 +449,8 @@ class IRLAlgorithm:
     value_steps = 40  # gradient steps of V a rollout
     clone_rounds, clone_steps = 20, 3000  # so many steps after each of these rollouts but the first
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
-    near, average = 0.8, 0.1  # of the expert's worth: from there on Q has no say; how far the average goes in a rollout
+    near, average = 0.7, 0.1  # of the expert's worth: from there on Q has no say; how far the average goes in a rollout
+    far_logstd, near_logstd = -2.0, -3.5  # of the noise that actions are compared by: a fast walk falls under the first
     cycle, finals, horizon = 10, 0.1, 1000  # rollouts, the last part of the learning rate, steps: see `judge`
     q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
@@ -606,8 +607,8 @@ class IRLAlgorithm:
     def guide_policy(self, obs, acts, advantages):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
         clone at all of its strength, a half, a quarter and none, each under more and more noise. Then it learns: half
-        of the time with noise, for actions to be compared, ever less, or it would be the walk that is safe under noise
-        that is learned, and half of the time nearly without, as in the end. Last come the finals.
+        of the time with noise, for actions to be compared, little near the expert, or it would be the walk that is safe
+        under noise that is learned, and half of the time nearly without, as in the end. Last come the finals.
         """
         watched, self.lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
         self.left = self.lr / self.first_lr  # 1 throughout if the loop does not anneal it
@@ -628,7 +629,7 @@ class IRLAlgorithm:
             if self.left > self.finals:
                 self.learn(obs, self.better(obs, acts, advantages))
                 if turn < self.cycle // 2:
-                    self.logstd = -3.5 + 1.5 * self.left
+                    self.logstd = self.far_logstd if self.far else self.near_logstd
         with torch.no_grad():
             self.policy.actor_logstd.fill_(self.logstd)
 

@@ -402,7 +402,7 @@ def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns_and_finals_com
     assert q == [(i, i >= first) for i in range(2, first + 30 if far else first)]
     assert sorted(set(followed)) == ([] if far else list(learns))
     assert judged == [first, first + 10, first + 20, *range(first + 30, first + 47, 5)]
-    noise = {i: -2.0 if i < first + 20 else -2.75 for i in learns if (i - first) % 10 < 5}
+    noise = {i: -2.0 if far else -3.5 for i in learns if (i - first) % 10 < 5}
     assert logstds[first - 1 :] == pytest.approx([noise.get(i, -4.0) for i in range(first, first + 47)])
     assert all(torch.equal(p, q) for p, q in zip(policy.actor_mean.parameters(), clone))
 
