@@ -483,6 +483,7 @@ def test_region_runs_alone_in_another_loop(shuffled, dones):
     namespace = {"__name__": "elsewhere", **HEADER}
     exec(compile(region(), "region", "exec"), namespace)
     net, algorithm, _ = make(namespace["RewardNetwork"], namespace["IRLAlgorithm"])
+    algorithm.clone_steps = 100  # the same code, sooner
     if hasattr(algorithm, "set_policy"):
         policy = irl.Policy(OBS_DIM, ACTION_DIM)
         algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
