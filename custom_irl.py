@@ -333,9 +333,9 @@ class Policy(nn.Module):
 
 
 # ================================================================================================ EDITABLE REGION BEGIN
-def mlp(in_dim, hidden):
+def mlp(in_dim, hidden, out_dim=1):
     return nn.Sequential(
-        nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1)
+        nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, out_dim)
     )
 
 
@@ -438,41 +438,40 @@ def q_network(in_dim, hidden=128):
 
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
-    touched PPO rests: it starts as a clone of the expert and is the slow average of one that learns from the reward,
-    far from the expert by a Q of all rollouts there were, near it by what turned out better in the last.
+    touched PPO rests: the policy stays a clone of the expert where two clones agree, learns from the reward where they
+    do not, by a Q of all rollouts there were, and acts as an average of what has learned.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
     gradient_penalty = 10.0
-    recent_rounds = 5  # half of the critic's policy side; a clone is judged by these: none of their episodes met noise
+    recent_rounds = 5  # half of the critic's policy side
     decay = 0.9  # lambda, of V and Q
     value_steps = 40  # gradient steps of V a rollout
     clone_rounds, clone_steps = 20, 3000  # so many steps after each of these rollouts but the first
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
-    near, average = 0.7, 0.1  # of the expert's worth: from there on Q has no say; how far the average goes in a rollout
-    far_logstd, near_logstd = -2.0, -3.5  # of the noise that actions are compared by: a fast walk falls under the first
-    cycle, finals, horizon = 10, 0.1, 1000  # rollouts, the last part of the learning rate, steps: see `judge`
-    q_rounds, q_steps, policy_steps = 50, 10, 5  # so many times a rollout so many gradient steps
+    agreement = 4e-4  # mean squared difference of two clones' actions: the unit of doubt
+    doubt_cost, loyalty = (
+        0.15,
+        3.0,
+    )  # what a state costs Q, by the logarithm of its doubt; how the policy stays the clone
+    noise_logstd = -3.0  # in every second rollout that is learned from: a fast walk falls under more
+    q_rounds, q_steps, policy_steps = 60, 10, 4  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
     q_scale = 30.0  # Q is up to 400, too large for the network's own output
-    q_weight = expert_weight = better_weight = 1.0  # of the three things that the policy follows
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
-        self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
-        reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])
+        self.reward_net, self.args, self.device = reward_net, args, device
+        demos = [expert_demos[key] for key in ("obs", "acts", "next_obs")]
+        reward_net.fit_normalizer(*demos[:2])
         self.critic_optimizer = optim.Adam(reward_net.critic.parameters(), lr=args.irl_lr, fused=True)
         self.end_optimizer = optim.Adam(reward_net.end_logit.parameters(), lr=3e-3, fused=True)
         self.value_optimizer = optim.Adam(reward_net.value.parameters(), lr=1e-3, fused=True)
-        twins = [nn.ModuleList(q_network(obs_dim + action_dim) for _ in range(2)).to(device) for _ in range(2)]
-        self.q, self.slow_q = twins
-        self.slow_q.load_state_dict(self.q.state_dict())
-        self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
-        # all rollouts' transitions, whether they ended an episode, their successors
-        self.memory = [expert_demos[key][:0] for key in ("obs", "acts", "next_obs")]
-        self.memory += [torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)]
-        self.seen = self.calls = self.round = 0  # transitions, calls of `update`, rollouts
-        self.policy, self.scale = None, 1.0  # without set_policy PPO is on its own
-        self.learner, self.tested, self.finalist = None, [], None  # weights; [rows, weights] of policies; one of them
+        # transitions, first the demonstrations; whether they ended an episode; the rows of their successors
+        self.n_expert = n = len(demos[0])
+        ended, successor = torch.zeros(n, dtype=torch.bool, device=device), torch.full((n,), -1, device=device)
+        self.memory = [*demos, ended, successor]
+        self.seen = self.calls = self.round = 0  # transitions of rollouts, calls of `update`, rollouts
+        self.policy = None  # without set_policy PPO is on its own
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():
@@ -485,9 +484,10 @@ class IRLAlgorithm:
         if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
             self.round += 1
             self.remember(policy_obs, policy_acts, policy_next_obs, policy_dones.flatten() > 0.5)
-            advantages = self.fit_value()
-            if self.policy is not None:
-                self.guide_policy(policy_obs, policy_acts, advantages)
+            if self.policy is None:
+                self.fit_value()
+            else:
+                self.guide_policy()
             with torch.no_grad():
                 report = {"g": self.reward_net.g(policy_obs, policy_acts, policy_next_obs).mean().item()}
         self.calls += 1
@@ -500,22 +500,29 @@ class IRLAlgorithm:
         """A transition's successor, of which the obs is this one's next_obs, is found by sorting a random projection
         of both: the rollout's order is not promised. -1: there is none.
         """
-        net, n = self.reward_net, len(obs)
+        net, n, first_row = self.reward_net, len(obs), len(self.memory[0])
         projection = torch.randn(obs.shape[1], dtype=torch.float64, device=self.device)
         keys, order = (obs.double() @ projection).sort()
         wanted = next_obs.double() @ projection
         at = torch.searchsorted(keys, wanted).clamp(max=n - 1)
-        successor = torch.where(keys[at] == wanted, self.seen + order[at], -1)
+        successor = torch.where(keys[at] == wanted, first_row + order[at], -1)
         self.memory = [torch.cat(x) for x in zip(self.memory, (obs, acts, next_obs, ended, successor))]
         self.rollout_size, self.seen, self.endings = n, self.seen + n, self.memory[2][self.memory[3]]
         if len(self.endings):
             net.end_log_odds.fill_(np.log(len(self.endings) / max(1, self.seen - len(self.endings))))
         with torch.no_grad():  # the better of the first two rollouts: still and thrown about, or scratch
-            first = net.critic(net.features(*(x[: 2 * n] for x in self.memory[:3]))).split(n)
+            first = net.critic(net.features(*(x[self.n_expert :][: 2 * n] for x in self.memory[:3]))).split(n)
             net.unskilled_score.copy_(max(score.mean() for score in first))
 
     def random_rows(self, n, size):
         return torch.randint(n, (size,), device=self.device)
+
+    def expert_rows(self, size):
+        return self.random_rows(self.n_expert, size)
+
+    def rollout_rows(self, size, rounds=None):
+        """Counted from the end, of all rollouts or of the last ones."""
+        return -1 - self.random_rows(self.recent(rounds) if rounds else self.seen, size)
 
     def recent(self, rounds):
         return min(self.seen, rounds * self.rollout_size)
@@ -523,22 +530,18 @@ class IRLAlgorithm:
     def remembered(self, rows):
         return [x[rows] for x in self.memory[:4]]
 
-    def demonstrated(self, size):
-        rows = self.random_rows(len(self.expert["obs"]), size)
-        return [self.expert[key][rows] for key in ("obs", "acts", "next_obs")]
-
-    def lambda_returns(self, n, reward, value):
-        """Of the last n transitions: sums of `reward` that go over into `value` (Peng's Q(lambda), arXiv 2103.00107).
+    def lambda_returns(self, n, rewards, value):
+        """Of the last n transitions: sums of `rewards` that go over into `value` (Peng's Q(lambda), arXiv 2103.00107).
         An end is a death if its state looks deadly.
         """
-        net, (obs, acts, next_obs, ended, successor) = self.reward_net, (x[-n:] for x in self.memory)
+        _, _, next_obs, ended, successor = (x[-n:] for x in self.memory)
         with torch.no_grad():
-            g, after = reward(obs, acts, next_obs), self.survived(next_obs, ended) * value(next_obs)
-            row, found = (successor - self.seen + n).clamp(min=0), successor >= self.seen - n
-            returns = g + net.gamma * after
+            after, first_row = self.survived(next_obs, ended) * value(next_obs), len(self.memory[0]) - n
+            row, found = (successor - first_row).clamp(min=0), successor >= first_row
+            returns = rewards + self.reward_net.gamma * after
             for _ in range(40):  # decay ** 40 = 0.01: what is further away hardly counts
                 later = torch.where(found, (1 - self.decay) * after + self.decay * returns[row], after)
-                returns = g + net.gamma * later
+                returns = rewards + self.reward_net.gamma * later
         return returns
 
     def survived(self, next_obs, ended):
@@ -550,8 +553,10 @@ class IRLAlgorithm:
         Half of the policy's side is from the last rollouts, half from all there were: no bad behaviour is forgotten.
         """
         net, size = self.reward_net, self.args.irl_batch_size
-        expert, policy = net.features(*self.demonstrated(size)), net.features(*self.policy_batch(size))
-        expert_score, policy_score = (x.mean() for x in net.critic(torch.cat([expert, policy])).split(size))
+        sides = torch.cat([self.expert_rows(size), self.policy_rows(size)])
+        features = net.features(*self.remembered(sides)[:3])
+        expert_score, policy_score = (x.mean() for x in net.critic(features).split(size))
+        expert, policy = features.split(size)
         mix = torch.rand(size, 1, device=self.device)
         between = (mix * expert + (1 - mix) * policy).requires_grad_(True)
         (slope,) = torch.autograd.grad(net.critic(between).sum(), between, create_graph=True)
@@ -561,11 +566,11 @@ class IRLAlgorithm:
         net.policy_score.lerp_(policy_score.detach(), 0.1)
         return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
 
-    def policy_batch(self, size):
+    def policy_rows(self, size):
         first = min(self.seen, (self.clone_rounds + 1) * self.rollout_size)
-        recent = self.seen - 1 - self.random_rows(self.recent(self.recent_rounds), size - size // 2)
-        beginners = self.random_rows(first, size // 8)  # ever fewer among all
-        return self.remembered(torch.cat([recent, beginners, self.random_rows(self.seen, size // 2 - size // 8)]))[:3]
+        beginners = self.n_expert + self.random_rows(first, size // 8)  # ever fewer among all
+        old = self.rollout_rows(size // 2 - size // 8)
+        return torch.cat([self.rollout_rows(size - size // 2, self.recent_rounds), beginners, old])
 
     def end_step(self):
         """Logistic regression of "this next state ended an episode" on as many endings as others, half of these the
@@ -575,144 +580,103 @@ class IRLAlgorithm:
         if not 0 < len(self.endings) < self.seen:
             return {"end_loss": 0.0}
         size = self.args.irl_batch_size // 2
-        _, _, next_obs, ended = self.remembered(self.random_rows(self.seen, size - size // 2))
+        rows = torch.cat([self.rollout_rows(size - size // 2), self.expert_rows(size // 2)])
+        _, _, next_obs, ended = self.remembered(rows)
         endings = self.endings[self.random_rows(len(self.endings), size)]
-        logits = self.reward_net.ending(torch.cat([endings, next_obs[~ended], self.demonstrated(size // 2)[2]]))
+        logits = self.reward_net.ending(torch.cat([endings, next_obs[~ended]]))
         loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
         return {"end_loss": descend(self.end_optimizer, loss)}
 
     def fit_value(self):
-        """Fits V in the last rollout; returns by how much that exceeded it before: the advantages of its actions."""
-        net, obs = self.reward_net, self.memory[0][-self.rollout_size :]
-        targets = self.lambda_returns(len(obs), net.training_g, net.training_value)
+        net, n = self.reward_net, self.rollout_size
+        obs, acts, next_obs, _ = self.remembered(slice(-n, None))
         with torch.no_grad():
-            advantages = targets - net.training_value(obs)  # p does not matter: who acts is alive
+            targets = self.lambda_returns(n, net.training_g(obs, acts, next_obs), net.training_value)
         for _ in range(self.value_steps):
-            rows = self.random_rows(len(obs), self.args.irl_batch_size)
+            rows = self.random_rows(n, self.args.irl_batch_size)
             descend(self.value_optimizer, ((net.training_value(obs[rows]) - targets[rows]) ** 2).mean())
-        return advantages
 
     # ------------------------------------------------------------------------------------------------------- policy
     def set_policy(self, policy, optimizer):
         self.policy, self.ppo_optimizer, net = policy, optimizer, self.reward_net
-        self.first_lr, first = optimizer.param_groups[0]["lr"], policy.actor_mean[0]
+        self.first_lr, dims = optimizer.param_groups[0]["lr"], (net.obs_mean.numel(), net.act_low.numel())
+        self.first, self.second, self.learner = (mlp(dims[0], 256, dims[1]).to(self.device) for _ in range(3))
         with torch.no_grad():
-            first.weight /= net.obs_std  # the loop does not normalise observations
-            first.bias -= first.weight @ net.obs_mean
+            for clone in (self.first, self.second):
+                for layer in clone[:-1:2]:
+                    nn.init.orthogonal_(layer.weight, 2**0.5)
+                clone[0].weight /= net.obs_std  # the loop does not normalise observations
+                clone[0].bias -= clone[0].weight @ net.obs_mean
             for p in (*policy.critic[-1].parameters(), *policy.actor_mean[-1].parameters()):
                 p.zero_()  # the critic: see compute_reward; the actor: it stands still first
             policy.actor_logstd.fill_(-2.0)
-        self.optimizer = optim.Adam(policy.actor_mean.parameters(), fused=True)
+        clones = [*self.first.parameters(), *self.second.parameters()]
+        self.clone_optimizer = optim.Adam(clones, fused=True)
+        self.optimizer = optim.Adam(self.learner.parameters(), fused=True)
+        twins = [nn.ModuleList(q_network(sum(dims)) for _ in range(2)).to(self.device) for _ in range(2)]
+        self.q, self.slow_q = twins
+        self.slow_q.load_state_dict(self.q.state_dict())
+        self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
 
-    def guide_policy(self, obs, acts, advantages):
+    def guide_policy(self):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
-        clone at all of its strength, a half, a quarter and none, each under more and more noise. Then it learns: half
-        of the time with noise, for actions to be compared, little near the expert, or it would be the walk that is safe
-        under noise that is learned, and half of the time nearly without, as in the end. Last come the finals.
+        clone at all of its strength, a half, a quarter and none, each under more and more noise; calm first: what noise
+        has thrown on its back lies there for long. After its watch the policy learns, half of the time nearly without
+        noise, as in the end. Who acts is an average of who learned (polynomial decay, arXiv 1212.1824): what is noise
+        in the steps of the second cancels out in the first.
         """
-        watched, self.lr = self.round - self.clone_rounds, self.ppo_optimizer.param_groups[0]["lr"]
-        self.left = self.lr / self.first_lr  # 1 throughout if the loop does not anneal it
-        self.scale_actor(1.0)
-        self.logstd, turn = -4.0, (watched - self.watch_rounds) % self.cycle
+        learning, logstd = self.round - self.clone_rounds - self.watch_rounds, -4.0
+        self.left = self.ppo_optimizer.param_groups[0]["lr"] / self.first_lr  # 1 throughout if the loop does not anneal
         if self.round == 1:
-            self.logstd = 0.0
-        elif watched <= 0:
+            logstd = 0.0
+        elif self.round <= self.clone_rounds:
             self.clone(1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
-            self.fit_q()
-            self.scale_actor((1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
-            self.logstd = self.round % 4 - 3.0  # calm first: what noise has thrown on its back lies there for long
-        elif watched < self.watch_rounds:
-            self.fit_q()
-        else:
-            if turn == 0 or (self.left <= self.finals and turn == self.cycle // 2):
-                self.judge()
-            if self.left > self.finals:
-                self.learn(obs, self.better(obs, acts, advantages))
-                if turn < self.cycle // 2:
-                    self.logstd = self.far_logstd if self.far else self.near_logstd
+            self.move(self.learner, self.first)
+            self.move(self.policy.actor_mean, self.first, (1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
+            logstd = self.round % 4 - 3.0
+        if self.round > 1:
+            self.ask_clones()
+            self.fit_q(learning > 0)
+        if learning > 0:
+            self.move(self.policy.actor_mean, self.learner, way=9 / (8 + learning))
+            logstd = self.noise_logstd if learning % 2 else logstd
         with torch.no_grad():
-            self.policy.actor_logstd.fill_(self.logstd)
+            self.policy.actor_logstd.fill_(logstd)
 
-    def exchange(self, weights):
-        """Puts weights into the actor; returns those that were there."""
+    def move(self, actor, other, strength=1.0, way=1.0):
+        """Moves the weights of an actor towards those of another one, whose actions are scaled."""
         with torch.no_grad():
-            actor = list(self.policy.actor_mean.parameters())
-            old = [p.clone() for p in actor]
-            for p, new in zip(actor, weights):
-                p.copy_(new)
-        return old
-
-    def learn(self, obs, better):
-        """The one that learns goes on from where it was. Far from the expert it acts itself; near it the one that acts
-        follows it slowly: what is noise in the steps of the first cancels out in the second (Polyak, Juditsky 1992).
-        """
-        actor = self.exchange(self.learner or [])
-        if self.far:
-            self.fit_q(obs, better)
-        else:
-            self.optimizer.param_groups[0]["lr"] = self.lr
-            for _ in range(self.q_rounds * self.policy_steps):
-                self.follow(obs, better)
-        self.learner = self.exchange(actor)
-        way = 1.0 if self.far else self.average
-        self.exchange([p.lerp(new, way) for p, new in zip(actor, self.learner)])
-
-    def better(self, obs, acts, advantages):
-        """From the mean towards actions that turned out better than expected, away from others (as AWR, arXiv
-        1910.00177, but what was worse pushes).
-        """
-        weights = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).clamp(-3, 3)
-        with torch.no_grad():
-            mean = self.policy.actor_mean(obs)
-        return mean + weights[:, None] * (acts - mean)
-
-    def judge(self):
-        """Sees what the last rollouts, which were calm, were worth: whether Q still has a say, and, for the finals, how
-        good the policy is that made them. In the finals nothing moves any more, the best so far takes over, as the
-        reward of today sees them all, and what it does counts with what it did: who was best by luck does not stay so.
-        """
-        now = torch.arange(self.seen - self.recent(self.recent_rounds), self.seen, device=self.device)
-        self.far = self.worth(now) < self.near * 3 * self.horizon
-        if self.finalist is None:
-            self.tested.append([now, self.exchange([])])
-        else:
-            self.finalist[0] = torch.cat([self.finalist[0], now])
-        if self.left <= self.finals:
-            self.finalist = max(self.tested, key=lambda tested: self.worth(tested[0]))
-            self.exchange(self.finalist[1])
-
-    def worth(self, rows):
-        """The sum of g if it went on as in these rows, deaths included, for `horizon` steps on average. Q's horizon of
-        100 steps would make light of a fall.
-        """
-        net, (obs, acts, next_obs, ended) = self.reward_net, self.remembered(rows)
-        with torch.no_grad():
-            g, survived = net.g(obs, acts, next_obs).mean(), self.survived(next_obs, ended).mean()
-        return (g / (1 - survived + 1 / self.horizon)).item()
-
-    def scale_actor(self, scale):
-        with torch.no_grad():
-            for p in self.policy.actor_mean[-1].parameters():
-                p *= scale / self.scale  # powers of two: nothing is lost
-        self.scale = scale
-
-    def error(self, obs, acts):
-        """Squared error of the mean action."""
-        return (self.policy.actor_mean(obs) - acts).square().sum(1).mean()
+            for p, new in zip(actor.parameters(), other.parameters()):
+                p.lerp_(new, way)
+            for p in actor[-1].parameters():
+                p *= strength
 
     def clone(self, lr):
-        """Regresses the mean action on the expert's, half of each batch drawn in proportion to the error: what is rare
+        """Regresses two mean actions on the expert's, half of each batch drawn in proportion to the error: what is rare
         in the demonstrations, as the first steps of an episode are, may decide whether it falls, but hardly counts in
         a mean.
         """
-        self.optimizer.param_groups[0]["lr"], size = lr, self.args.irl_batch_size // 2
+        self.clone_optimizer.param_groups[0]["lr"], size = lr, self.args.irl_batch_size // 2
+        self.clone_acts, self.doubt = self.memory[1][:0], self.memory[1][:0, 0]  # new clones have other opinions
         for step in range(self.clone_steps):
             if step % 100 == 0:
-                obs, acts, _ = self.demonstrated(8192)
+                some = self.expert_rows(8192)
+                obs, acts, *_ = self.remembered(some)
                 with torch.no_grad():
-                    hard = torch.multinomial((self.policy.actor_mean(obs) - acts).norm(dim=1) + 1e-6, 2048)
-            rows = hard[self.random_rows(len(hard), size)]
-            descend(self.optimizer, self.error(*self.demonstrated(size)[:2]) + self.error(obs[rows], acts[rows]))
+                    hard = some[torch.multinomial((self.first(obs) - acts).norm(dim=1) + 1e-6, 2048)]
+            obs, acts, *_ = self.remembered(torch.cat([self.expert_rows(size), hard[self.random_rows(2048, size)]]))
+            errors = [(clone(obs) - acts).square().sum(1).mean() for clone in (self.first, self.second)]
+            descend(self.clone_optimizer, sum(errors))
+
+    def ask_clones(self):
+        """What the clone does wherever somebody was, and how much another one disagrees: that tells where it errs, and
+        what will fall long before it does (disagreement as a cost: DRIL, Brantley et al. 2020).
+        """
+        obs = self.memory[0][len(self.doubt) :]
+        with torch.no_grad():
+            acts = self.first(obs)
+            doubt = (self.second(obs) - acts).square().mean(1) / self.agreement
+        self.clone_acts, self.doubt = torch.cat([self.clone_acts, acts]), torch.cat([self.doubt, doubt])
 
     def action_values(self, networks, obs, acts):
         """(networks, n). Beyond the expert's range of actions nothing changes: there are no data."""
@@ -722,50 +686,52 @@ class IRLAlgorithm:
 
     def slow_value(self, obs):
         """The lower of two values of acting with a little noise: TD3's target (arXiv 1802.09477)."""
-        acts = self.policy.actor_mean(obs)
+        acts = self.learner(obs)
         noise = (0.1 * max(0.1, self.left) * torch.randn_like(acts)).clamp(-0.3, 0.3)
         return self.action_values(self.slow_q, obs, acts + noise).amin(0)
 
-    def fit_q(self, rollout_obs=None, better=None):
-        """TD3 (arXiv 1802.09477) for g, as DAC (arXiv 1809.02925), on the last rollouts, of which there are
-        lambda-returns, all there were, and the demonstrations. One-step targets of ten batches are computed at once:
-        what they are made of moves slowly.
+    def q_rewards(self, rows):
+        obs, acts, next_obs, _ = self.remembered(rows)
+        with torch.no_grad():
+            return self.reward_net.g(obs, acts, next_obs) - self.doubt_cost * self.doubt[rows].log1p()
+
+    def fit_q(self, learn):
+        """TD3 (arXiv 1802.09477) for g, as DAC (arXiv 1809.02925), and what doubt costs, on the last rollouts, of which
+        there are lambda-returns, all there were, and the demonstrations. One-step targets of ten batches are computed
+        at once: what they are made of moves slowly.
         """
-        for optimizer in (self.q_optimizer, self.optimizer):
-            optimizer.param_groups[0]["lr"] = self.lr
-        net, eighth = self.reward_net, self.q_steps * self.q_batch // 8
-        returns = self.lambda_returns(self.recent(self.q_recent_rounds), net.g, self.slow_value)
+        eighth, n = self.q_steps * self.q_batch // 8, self.recent(self.q_recent_rounds)
+        self.q_optimizer.param_groups[0]["lr"] = self.left * self.first_lr
+        self.optimizer.param_groups[0]["lr"] = self.left**2 * self.first_lr  # sooner at rest, so that Q can catch up
+        returns = self.lambda_returns(n, self.q_rewards(slice(-n, None)), self.slow_value)
         for _ in range(self.q_rounds):
-            recent = -1 - self.random_rows(len(returns), 3 * eighth)
-            *old, ended = self.remembered(self.random_rows(self.seen, 3 * eighth))
-            obs, acts, next_obs = (torch.cat(x) for x in zip(old, self.demonstrated(2 * eighth)))
+            recent = self.rollout_rows(3 * eighth, self.q_recent_rounds)
+            rows = torch.cat([self.expert_rows(2 * eighth), self.rollout_rows(3 * eighth)])
+            _, _, next_obs, ended = self.remembered(rows)
             with torch.no_grad():
-                after = self.slow_value(next_obs)
-                after[: len(ended)] *= self.survived(next_obs[: len(ended)], ended)
-                targets = torch.cat([net.g(obs, acts, next_obs) + net.gamma * after, returns[recent]])
-            obs, acts = (torch.cat([x, seen[recent]]) for x, seen in zip((obs, acts), self.memory))
-            for rows in torch.randperm(len(obs), device=self.device).split(self.q_batch):
-                error = self.action_values(self.q, obs[rows], acts[rows]) - targets[rows]
+                after = self.survived(next_obs, ended) * self.slow_value(next_obs)
+            targets = torch.cat([self.q_rewards(rows) + self.reward_net.gamma * after, returns[recent]])
+            rows = torch.cat([rows, recent])
+            obs, acts, *_ = self.remembered(rows)
+            for batch in torch.randperm(len(rows), device=self.device).split(self.q_batch):
+                error = self.action_values(self.q, obs[batch], acts[batch]) - targets[batch]
                 descend(self.q_optimizer, error.square().sum(0).mean())
             with torch.no_grad():
                 for slow, fast in zip(self.slow_q.parameters(), self.q.parameters()):
                     slow.lerp_(fast, self.q_lag)
-            for _ in range(0 if better is None else self.policy_steps):
-                self.follow(rollout_obs, better, obs)
+            for _ in range(self.policy_steps if learn else 0):
+                self.follow(rows)
 
-    def follow(self, obs, better, seen=None):
-        """The mean action goes to the expert's where the expert was, in the last rollout to what turned out better,
-        which keeps it from going far at once, and up Q wherever somebody was. Near the expert Q, which prefers what is
-        slow and safe, is no help.
+    def follow(self, rows):
+        """Up the lower of two slow Qs, and the less away from the clone, the less it is in doubt. Rows are drawn by
+        doubt: there is something to learn.
         """
-        rows = self.random_rows(len(obs), self.q_batch)
-        loss = self.expert_weight * self.error(*self.demonstrated(self.q_batch // 4)[:2])
-        loss += self.better_weight * self.error(obs[rows], better[rows])
-        if seen is not None:
-            at = seen[self.random_rows(len(seen), self.q_batch)]
-            value = self.action_values(self.q[:1], at, self.policy.actor_mean(at)).mean()
-            loss -= self.q_weight * value / value.detach().abs()
-        descend(self.optimizer, loss)
+        at = rows[torch.multinomial(self.doubt[rows].log1p() + 0.2, self.q_batch)]
+        obs, doubt = self.memory[0][at], self.doubt[at]
+        acts = self.learner(obs)
+        strayed = ((acts - self.clone_acts[at]).square().sum(1) / (1 + doubt)).mean()
+        value = self.action_values(self.slow_q, obs, acts).amin(0).mean()
+        descend(self.optimizer, self.loyalty * strayed - value / value.detach().abs())
 
 
 # ================================================================================================== EDITABLE REGION END
