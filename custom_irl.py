@@ -454,6 +454,7 @@ class IRLAlgorithm:
         0.15,
         3.0,
     )  # what a state costs Q, by the logarithm of its doubt; how the policy stays the clone
+    evenly = 0.2  # how much rows count to learn from in which there is no doubt
     noise_logstd = -3.0  # in every second rollout that is learned from: a fast walk falls under more
     q_rounds, q_steps, policy_steps = 60, 10, 4  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
@@ -598,18 +599,27 @@ class IRLAlgorithm:
 
     # ------------------------------------------------------------------------------------------------------- policy
     def set_policy(self, policy, optimizer):
-        self.policy, self.ppo_optimizer, net = policy, optimizer, self.reward_net
-        self.first_lr, dims = optimizer.param_groups[0]["lr"], (net.obs_mean.numel(), net.act_low.numel())
+        self.policy, self.ppo_optimizer, self.first_lr = policy, optimizer, optimizer.param_groups[0]["lr"]
+        obs_mean, obs_std, dims = (
+            self.reward_net.obs_mean,
+            self.reward_net.obs_std,
+            [x.shape[1] for x in self.memory[:2]],
+        )
         self.first, self.second, self.learner = (mlp(dims[0], 256, dims[1]).to(self.device) for _ in range(3))
         with torch.no_grad():
             for clone in (self.first, self.second):
                 for layer in clone[:-1:2]:
                     nn.init.orthogonal_(layer.weight, 2**0.5)
-                clone[0].weight /= net.obs_std  # the loop does not normalise observations
-                clone[0].bias -= clone[0].weight @ net.obs_mean
-            for p in (*policy.critic[-1].parameters(), *policy.actor_mean[-1].parameters()):
-                p.zero_()  # the critic: see compute_reward; the actor: it stands still first
+                clone[0].weight /= obs_std  # the loop does not normalise observations
+                clone[0].bias -= clone[0].weight @ obs_mean
+            for net in (policy.critic, policy.actor_mean, self.first, self.second):
+                for p in net[-1].parameters():
+                    p.zero_()  # the critic: see compute_reward; the actor: it stands still first
             policy.actor_logstd.fill_(-2.0)
+        self.clone_acts, self.doubt = (
+            self.memory[1][:0],
+            self.memory[1][:0, 0],
+        )  # of all rows of the memory, see ask_clones
         clones = [*self.first.parameters(), *self.second.parameters()]
         self.clone_optimizer = optim.Adam(clones, fused=True)
         self.optimizer = optim.Adam(self.learner.parameters(), fused=True)
@@ -657,7 +667,7 @@ class IRLAlgorithm:
         a mean.
         """
         self.clone_optimizer.param_groups[0]["lr"], size = lr, self.args.irl_batch_size // 2
-        self.clone_acts, self.doubt = self.memory[1][:0], self.memory[1][:0, 0]  # new clones have other opinions
+        self.clone_acts, self.doubt = self.clone_acts[:0], self.doubt[:0]  # new clones have other opinions
         for step in range(self.clone_steps):
             if step % 100 == 0:
                 some = self.expert_rows(8192)
@@ -726,7 +736,7 @@ class IRLAlgorithm:
         """Up the lower of two slow Qs, and the less away from the clone, the less it is in doubt. Rows are drawn by
         doubt: there is something to learn.
         """
-        at = rows[torch.multinomial(self.doubt[rows].log1p() + 0.2, self.q_batch)]
+        at = rows[torch.multinomial(self.doubt[rows].log1p() + self.evenly, self.q_batch)]
         obs, doubt = self.memory[0][at], self.doubt[at]
         acts = self.learner(obs)
         strayed = ((acts - self.clone_acts[at]).square().sum(1) / (1 + doubt)).mean()

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
+import torch
 import torch.nn as nn
 
 import report
@@ -39,65 +39,51 @@ class NoTermination(IRLAlgorithm):
 
 
 class NoValue(IRLAlgorithm):
-    """A constant potential, as in the exported reward, instead of the value of g."""
+    """A constant potential, as in the exported reward: Q is the reward of one step, and what living on is worth."""
 
-    value_steps = 0
+    decay = 0.0
 
-    def __init__(self, reward_net, *rest):
-        super().__init__(reward_net, *rest)
-        nn.init.constant_(reward_net.value[-1].bias, reward_net.c / reward_net.value_scale)
+    def slow_value(self, obs):
+        return torch.full((len(obs),), self.reward_net.c, device=self.device)
+
+
+class OneStep(IRLAlgorithm):
+    """Q learns from one step at a time."""
+
+    decay = 0.0
 
 
 class NoGradientPenalty(IRLAlgorithm):
     gradient_penalty = 0.0
 
 
-class NoClone(IRLAlgorithm):
-    """Starts from scratch; the expert's actions still count in every step."""
+class NoDoubtCost(IRLAlgorithm):
+    doubt_cost = 0.0
+
+
+class NoLoyalty(IRLAlgorithm):
+    """It does not stay the clone anywhere."""
+
+    loyalty = 0.0
+
+
+class EvenRows(IRLAlgorithm):
+    """It learns as much where there is no doubt."""
+
+    evenly = 1e9
+
+
+class NoClone(NoLoyalty):
+    """Starts from scratch. Both clones do nothing, so there is no doubt."""
 
     clone_steps = 0
 
 
-class NoExpertActions(IRLAlgorithm):
-    """Does not stay the expert where the expert goes. (The clone is made as ever.)"""
-
-    expert_weight = 0.0
-
-
-class NoQ(IRLAlgorithm):
-    """Only what turned out better in the last rollout moves it."""
-
-    q_weight = 0.0
-
-
-class NoBetter(IRLAlgorithm):
-    """Only Q moves it."""
-
-    better_weight = 0.0
-
-
-class OneStep(IRLAlgorithm):
-    """Q and V learn from one step at a time."""
-
-    decay = 0.0
-
-
 class NoAverage(IRLAlgorithm):
-    """The policy that learns is the one that acts."""
+    """Who learns acts."""
 
-    average = 1.0
-
-
-class AlwaysQ(IRLAlgorithm):
-    """Q moves it to the end, and nothing is averaged, as far from the expert."""
-
-    near = np.inf
-
-
-class NoFinals(IRLAlgorithm):
-    """It learns to the end, and is what it then is."""
-
-    finals = 0.0
+    def move(self, actor, other, strength=1.0, way=1.0):
+        super().move(actor, other, strength)
 
 
 class OnlyCloning(IRLAlgorithm):
@@ -106,28 +92,23 @@ class OnlyCloning(IRLAlgorithm):
     policy_steps = 0
 
 
-class OnlyTermination(NoValue, NoGradientPenalty, NoClone, NoExpertActions):
+class OnlyTermination(NoValue, NoGradientPenalty, NoClone):
     """From scratch on a plain critic and a constant potential that an end costs."""
 
 
-class OnlyValue(NoTermination, NoGradientPenalty, NoClone, NoExpertActions):
-    """From scratch on a plain critic; V knows no end."""
+class OnlyValue(NoTermination, NoGradientPenalty, NoClone):
+    """From scratch on a plain critic; Q knows no end."""
 
 
-class OnlyGradientPenalty(NoTermination, NoValue, NoClone, NoExpertActions):
+class OnlyGradientPenalty(NoTermination, NoValue, NoClone):
     """From scratch on the critic's score as it is."""
 
 
-class OnlyExpertActions(NoTermination, NoValue, NoGradientPenalty, NoClone):
-    """From scratch, the expert's actions in every step, on a plain critic's score."""
-
-
 ABLATIONS = {
-    "full": Full, "no-termination": NoTermination, "no-value": NoValue, "no-gradient-penalty": NoGradientPenalty,
-    "no-clone": NoClone, "no-expert-actions": NoExpertActions, "no-q": NoQ, "no-better": NoBetter,
-    "one-step": OneStep, "no-average": NoAverage, "always-q": AlwaysQ, "no-finals": NoFinals,
-    "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
-    "only-cloning": OnlyCloning, "only-expert-actions": OnlyExpertActions,
+    "full": Full, "no-termination": NoTermination, "no-value": NoValue, "one-step": OneStep,
+    "no-gradient-penalty": NoGradientPenalty, "no-clone": NoClone, "no-loyalty": NoLoyalty,
+    "no-doubt-cost": NoDoubtCost, "even-rows": EvenRows, "no-average": NoAverage, "only-termination": OnlyTermination,
+    "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty, "only-cloning": OnlyCloning,
 }  # fmt: skip
 
 

@@ -39,73 +39,60 @@ def test_what_is_left_out_is_gone():
     deadly[:, 0] = 6.0
     assert full.reward_net.alive(deadly).mean() < 0.6
     assert after_training("no-termination", 12)[0].reward_net.alive(deadly).min() > 0.999
-    potential = after_training("no-value", 12)[0].reward_net.training_value(batch(8)[0])
-    torch.testing.assert_close(potential, torch.full((8,), full.reward_net.c))
-    assert full.reward_net.training_value(batch(8)[0]).std() > 0.1
+    obs = batch(8)[0]
+    torch.testing.assert_close(after_training("no-value", 12)[0].slow_value(obs), torch.full((8,), full.reward_net.c))
+    assert full.slow_value(obs).std() > 0.1
 
-    def actor(name, rounds):
-        return after_training(name, rounds)[1].actor_mean[0].weight
+    def acts(name, rounds):
+        return after_training(name, rounds)[1].actor_mean(obs)
 
     for name, clones, climbs in (("full", True, True), ("no-clone", False, True), ("only-cloning", True, False)):
-        first, clone, last = actor(name, 1), actor(name, 2), actor(name, 12)
+        first, clone, last = acts(name, 1), acts(name, 2), acts(name, 12)
         assert torch.equal(first, clone) != clones and torch.equal(clone, last) != climbs
     assert ablations.NoGradientPenalty.gradient_penalty == 0 != full.gradient_penalty
-    assert ablations.OneStep.decay == 0 != full.decay
+    assert ablations.OneStep.decay == ablations.NoValue.decay == 0 != full.decay
+    assert not after_training("no-clone", 12)[0].doubt.any() and full.doubt.any()
 
 
-def moves(name, monkeypatch):
-    """How far the mean action goes in three places of its own: where only Q, only what turned out better and only the
-    expert's actions ask for another one."""
-    algorithm, policy = after_training(name, 1)
-    places = [batch(256, seed)[0] for seed in range(3)]
-    for i, place in enumerate(places):
-        place[:, i] += 20
-    algorithm.expert = {"obs": places[2], "acts": torch.ones(256, ACTION_DIM), "next_obs": places[2]}
-    monkeypatch.setattr(algorithm, "action_values", lambda q, obs, acts: 10 + acts.sum(1).expand(len(q), -1))
-    with torch.no_grad():
-        before = [policy.actor_mean(x) for x in places]
-    algorithm.optimizer.param_groups[0]["lr"] = 1e-3
-    for _ in range(30):
-        algorithm.follow(places[1], before[1] - 1.0, places[0])
-    with torch.no_grad():
-        return [(policy.actor_mean(x) - old).mean().item() for x, old in zip(places, before)]
+def test_doubt_and_the_clone_no_longer_say_where_to_go(monkeypatch):
+    """By what a state in doubt costs Q, by which weight it is drawn to learn from, and by how far the clone pulls."""
+    draw, weights, says = torch.multinomial, [], {}
+    monkeypatch.setattr(torch, "multinomial", lambda w, n: weights.append(w) or draw(w, n))
+    for name in ("full", "no-doubt-cost", "even-rows", "no-loyalty"):
+        algorithm, _ = after_training(name, 3)
+        algorithm.doubt[:], algorithm.doubt[: len(algorithm.doubt) // 2] = 0.0, 1000.0
+        monkeypatch.setattr(
+            algorithm, "action_values", lambda q, obs, acts: torch.ones(len(q), len(obs)) + 0 * acts.sum()
+        )
+        with torch.no_grad():
+            obs, acts, next_obs, _ = algorithm.remembered(slice(0, None))
+            cost = algorithm.reward_net.g(obs, acts, next_obs) - algorithm.q_rewards(slice(0, None))
+            algorithm.clone_acts += 1.0
+            before = algorithm.learner(obs)
+        algorithm.optimizer.param_groups[0]["lr"] = 1e-3
+        for _ in range(20):
+            algorithm.follow(torch.arange(len(obs)))
+        with torch.no_grad():
+            says[name] = cost.max(), weights[-1].max() / weights[-1].min(), (algorithm.learner(obs) - before).mean()
+    assert all(says["full"][i] > least for i, least in enumerate((0.5, 10, 0.1)))
+    assert says["no-doubt-cost"][0] < 1e-5 and says["even-rows"][1] < 1.001 and says["no-loyalty"][2].abs() < 1e-3
 
 
-def test_what_no_longer_moves_the_policy(monkeypatch):
-    up, down, expert = moves("full", monkeypatch)
-    assert up > 0.05 and down < -0.3 and expert > 0.3
-    assert moves("no-q", monkeypatch)[0] < up / 2
-    assert moves("no-better", monkeypatch)[1] > down / 2
-    assert moves("no-expert-actions", monkeypatch)[2] < expert / 2
-
-
-@pytest.mark.parametrize(("name", "q", "lag"), [("full", False, 0.9), ("always-q", True, 0), ("no-average", False, 0)])
-def test_who_acts_and_whether_q_has_a_say_near_the_expert(name, q, lag, monkeypatch):
-    algorithm, policy = after_training(name, 3)
-    asked = []
-    monkeypatch.setattr(algorithm.reward_net, "g", lambda obs, acts, next_obs: torch.full((len(obs),), 3.0))
-    monkeypatch.setattr(algorithm, "survived", lambda next_obs, ended: torch.ones(len(ended)))
-    algorithm.judge()
-    monkeypatch.setattr(algorithm, "fit_q", lambda *better: asked.append(better))
-    before = policy.actor_mean[-1].bias.clone()
-    monkeypatch.setattr(algorithm, "learner", [p.clone() + 1 for p in policy.actor_mean.parameters()])
-    monkeypatch.setattr(algorithm, "follow", lambda *rows: None)
-    algorithm.learn(*batch(64)[:2])
-    assert bool(asked) == q
-    torch.testing.assert_close(policy.actor_mean[-1].bias.detach(), before + 1 - lag)
+def test_who_acts_without_an_average_is_who_learns():
+    for name, same in (("full", False), ("no-average", True)):
+        algorithm, policy = after_training(name, 12)
+        assert torch.equal(algorithm.learner[-1].weight, policy.actor_mean[-1].weight) == same
 
 
 def test_a_part_alone_is_there_and_the_others_are_not():
     deadly = batch(64)[0]
     deadly[:, 0] = 6.0
-    for name in ("termination", "value", "gradient-penalty", "expert-actions"):
+    for name in ("termination", "value", "gradient-penalty"):
         algorithm, _ = after_training(f"only-{name}", 12)
-        net = algorithm.reward_net
-        assert (net.alive(deadly).mean() < 0.6) == (name == "termination")
-        assert (net.training_value(batch(8)[0]).std() > 0.1) == (name == "value")
+        assert (algorithm.reward_net.alive(deadly).mean() < 0.6) == (name == "termination")
+        assert (algorithm.slow_value(batch(8)[0]).std() > 0.1) == (name == "value")
         assert (algorithm.gradient_penalty > 0) == (name == "gradient-penalty")
-        assert isinstance(algorithm, ablations.NoExpertActions) == (name != "expert-actions")
-        assert algorithm.clone_steps == 0
+        assert algorithm.clone_steps == algorithm.loyalty == 0
 
 
 def test_the_table_holds_every_ablation_of_a_clean_tree_nothing_else_and_grows(tiny_run, tmp_path):
@@ -125,7 +112,7 @@ def test_the_table_holds_every_ablation_of_a_clean_tree_nothing_else_and_grows(t
     assert list(rows["eval_return_mean"]) == pytest.approx([result["eval_return_mean"]] * 2)
     assert (tmp_path / "ablations.png").stat().st_size > 5000
     score = f"{result['normalized_return']:.2f}"
-    assert f"| no-value | {score} ({score}) |\n| no-gradient-penalty |  |" in (tmp_path / "METHOD.md").read_text()
+    assert f"| no-value | {score} ({score}) |\n| one-step |  |" in (tmp_path / "METHOD.md").read_text()
 
     shutil.rmtree(tmp_path / "results" / "full")
     again = tmp_path / "results" / "no-value" / "result.json"
