@@ -450,10 +450,8 @@ class IRLAlgorithm:
     clone_rounds, clone_steps = 20, 3000  # so many steps after each of these rollouts but the first
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
     agreement = 4e-4  # mean squared difference of two clones' actions: the unit of doubt
-    doubt_cost, loyalty = (
-        0.15,
-        3.0,
-    )  # what a state costs Q, by the logarithm of its doubt; how the policy stays the clone
+    doubt_cost = 0.15  # what a state costs Q, by the logarithm of its doubt
+    loyalty = 3.0  # of the policy to the clone
     evenly = 0.2  # how much rows count to learn from in which there is no doubt
     noise_logstd = -3.0  # in every second rollout that is learned from: a fast walk falls under more
     q_rounds, q_steps, policy_steps = 60, 10, 4  # so many times a rollout so many gradient steps
@@ -600,26 +598,19 @@ class IRLAlgorithm:
     # ------------------------------------------------------------------------------------------------------- policy
     def set_policy(self, policy, optimizer):
         self.policy, self.ppo_optimizer, self.first_lr = policy, optimizer, optimizer.param_groups[0]["lr"]
-        obs_mean, obs_std, dims = (
-            self.reward_net.obs_mean,
-            self.reward_net.obs_std,
-            [x.shape[1] for x in self.memory[:2]],
-        )
+        net, dims = self.reward_net, [x.shape[1] for x in self.memory[:2]]
         self.first, self.second, self.learner = (mlp(dims[0], 256, dims[1]).to(self.device) for _ in range(3))
         with torch.no_grad():
             for clone in (self.first, self.second):
                 for layer in clone[:-1:2]:
                     nn.init.orthogonal_(layer.weight, 2**0.5)
-                clone[0].weight /= obs_std  # the loop does not normalise observations
-                clone[0].bias -= clone[0].weight @ obs_mean
-            for net in (policy.critic, policy.actor_mean, self.first, self.second):
-                for p in net[-1].parameters():
-                    p.zero_()  # the critic: see compute_reward; the actor: it stands still first
+                clone[0].weight /= net.obs_std  # the loop does not normalise observations
+                clone[0].bias -= clone[0].weight @ net.obs_mean
+            for head in (x[-1] for x in (policy.critic, policy.actor_mean, self.first, self.second)):
+                for p in head.parameters():
+                    p.zero_()  # the critic: see compute_reward; the actors: they stand still first
             policy.actor_logstd.fill_(-2.0)
-        self.clone_acts, self.doubt = (
-            self.memory[1][:0],
-            self.memory[1][:0, 0],
-        )  # of all rows of the memory, see ask_clones
+        self.clone_acts, self.doubt = self.memory[1][:0], self.memory[1][:0, 0]  # of the memory's rows: see ask_clones
         clones = [*self.first.parameters(), *self.second.parameters()]
         self.clone_optimizer = optim.Adam(clones, fused=True)
         self.optimizer = optim.Adam(self.learner.parameters(), fused=True)
@@ -711,8 +702,8 @@ class IRLAlgorithm:
         at once: what they are made of moves slowly.
         """
         eighth, n = self.q_steps * self.q_batch // 8, self.recent(self.q_recent_rounds)
-        self.q_optimizer.param_groups[0]["lr"] = self.left * self.first_lr
-        self.optimizer.param_groups[0]["lr"] = self.left**2 * self.first_lr  # sooner at rest, so that Q can catch up
+        for optimizer in (self.q_optimizer, self.optimizer):
+            optimizer.param_groups[0]["lr"] = self.left * self.first_lr
         returns = self.lambda_returns(n, self.q_rewards(slice(-n, None)), self.slow_value)
         for _ in range(self.q_rounds):
             recent = self.rollout_rows(3 * eighth, self.q_recent_rounds)
