@@ -34,6 +34,7 @@ def tiny_run(tmp_path_factory) -> tuple[Path, dict, str]:
 
 
 @pytest.fixture(autouse=True)
-def short_cloning(monkeypatch):
-    """Runs within this process clone for a moment only; those of the command line as long as a user's."""
+def short_guidance(monkeypatch):
+    """Runs within this process clone and fit Q for a moment only; those of the command line as long as a user's."""
     monkeypatch.setattr(irl.IRLAlgorithm, "clone_steps", 20)
+    monkeypatch.setattr(irl.IRLAlgorithm, "q_rounds", 2)

@@ -18,7 +18,7 @@ import report
 from benchmark import launch
 from conftest import ROOT, command
 
-TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "8192")
+TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "6144")
 
 
 def test_launcher_runs_reports_skips_and_resumes(tmp_path):
@@ -33,7 +33,7 @@ def test_launcher_runs_reports_skips_and_resumes(tmp_path):
     done = command(*words)
     assert done.returncode == 0, done.stderr
     results = sorted(tmp_path.rglob("result.json"))
-    label = tmp_path / "custom-8192-steps" / "Hopper-v4"
+    label = tmp_path / "custom-6144-steps" / "Hopper-v4"
     assert results == [label / "seed1" / "result.json", label / "seed2" / "result.json"]
     summary = pd.read_csv(tmp_path / "summary.csv")
     for row, path in zip(summary.itertuples(), results):
