@@ -233,10 +233,10 @@ def peak_memory(process: subprocess.Popen) -> float:
     return peak
 
 
-def measure_commands(env_id: str) -> dict:
-    """Of a run of two rollouts, in a process of its own: peak memory (MB), and seconds outside training."""
+def measure_commands(env_id: str, rounds: int) -> dict:
+    """Of a run of so many rollouts, in a process of its own: peak memory (MB), and seconds outside training."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["custom_irl.py", "--env", env_id, "--total-timesteps", "4096", "--out", folder]
+        words = ["custom_irl.py", "--env", env_id, "--total-timesteps", str(2048 * rounds), "--out", folder]
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, *words], cwd=irl.ROOT, stdout=subprocess.DEVNULL)
         peak, wall = peak_memory(process), time.perf_counter() - start
@@ -309,7 +309,7 @@ def main() -> None:
     with tqdm(total=len(config.envs) * config.repeats * 6, desc="measuring", disable=None) as bar:
         for env_id in config.envs:
             rows += measure(env_id, config, bar)
-    commands = {env_id: measure_commands(env_id) for env_id in config.envs}
+    commands = {env_id: measure_commands(env_id, config.rounds) for env_id in config.envs}
     table = pd.DataFrame(rows)
     with irl.replacing(config.out / "speed.csv") as temporary:
         table.to_csv(temporary, index=False)

@@ -75,7 +75,11 @@ def test_bc_imitates_and_refuses_to_run_without_the_policy():
     assert (algorithm.compute_reward(*rollout) == 0).all()
 
 
-@pytest.mark.parametrize("method", [method for method in launch.METHODS if method != "custom"])
+# The ablations are one command with a name: tests/test_ablations.py sees what each of them leaves out.
+COMMANDS = [method for method in launch.METHODS if method != "custom" and not method.startswith("ablation-")]
+
+
+@pytest.mark.parametrize("method", [*COMMANDS, "ablation-one-step"])
 def test_each_runs_through_the_launcher(method, tmp_path):
     flags = ("--envs", "Hopper-v4", "--seeds", "1", "--results", tmp_path)
     tiny = ("--total-timesteps", "2048", "--demo-episodes", "4", "--demo-subsample", "20")

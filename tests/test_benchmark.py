@@ -18,11 +18,11 @@ import report
 from benchmark import launch
 from conftest import ROOT, command
 
-TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "6144")
+TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "10240")
 
 
 def test_launcher_runs_reports_skips_and_resumes(tmp_path):
-    words = ("-m", "benchmark.launch", *TINY, "--results", tmp_path)
+    words = ("-m", "benchmark.launch", "--method", "airl", *TINY, "--results", tmp_path)
     process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     while not list(tmp_path.rglob("metrics.csv")) and process.poll() is None:
         time.sleep(0.01)
@@ -33,7 +33,7 @@ def test_launcher_runs_reports_skips_and_resumes(tmp_path):
     done = command(*words)
     assert done.returncode == 0, done.stderr
     results = sorted(tmp_path.rglob("result.json"))
-    label = tmp_path / "custom-6144-steps" / "Hopper-v4"
+    label = tmp_path / "airl-10240-steps" / "Hopper-v4"
     assert results == [label / "seed1" / "result.json", label / "seed2" / "result.json"]
     summary = pd.read_csv(tmp_path / "summary.csv")
     for row, path in zip(summary.itertuples(), results):

@@ -1,10 +1,11 @@
 """benchmark/speed.py: what it counts, and that its page says what it measured."""
 
+import sys
+
 import pandas as pd
 import torch
 
 from benchmark import speed
-from conftest import command
 
 
 def test_the_products_of_a_layer_and_its_gradients_are_counted():
@@ -31,11 +32,13 @@ def test_a_run_that_gets_slower_is_seen(tmp_path):
     assert speed.late_over_early(tmp_path).to_dict() == {"Hopper-v4 seed1": 1.0, "Hopper-v4 seed2": 0.5}
 
 
-def test_the_command_measures_and_its_page_keeps_what_people_wrote(tmp_path):
+def test_the_command_measures_and_its_page_keeps_what_people_wrote(tmp_path, monkeypatch):
+    """Within this process, where the method's own updates are short (conftest.py)."""
     page = tmp_path / "SPEED.md"
     page.write_text(f"# Mine\n\n{speed.BEGIN}\nold\n{speed.END}\n\nAfterwards.\n")
-    done = command("-m", "benchmark.speed", "--envs", "Hopper-v4", "--repeats", "1", "--rounds", "1", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    words = ["speed", "--envs", "Hopper-v4", "--repeats", "1", "--rounds", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    speed.main()
     rows = pd.read_csv(tmp_path / "speed.csv")
     rate = rows[~rows["what"].str.startswith("phase ")].set_index("what")["steps_per_second"]
     assert set(rate.index) == {"custom", "airl", "imitation", "imitation-1", "plain", "environment", "roofline"}
