@@ -686,8 +686,10 @@ class IRLAlgorithm:
         return self.q_scale * torch.stack([q(x).squeeze(-1) for q in networks])
 
     def slow_value(self, obs):
-        """The lower of two values of acting with a little noise: TD3's target (arXiv 1802.09477)."""
-        acts = self.learner(obs)
+        """The lower of two values of acting with a little noise: TD3's target (arXiv 1802.09477), but of who acts, not
+        of the learner. What the learner is said to be better by nobody has tried: in targets it would feed on itself.
+        """
+        acts = self.policy.actor_mean(obs)
         noise = (0.1 * max(0.1, self.left) * torch.randn_like(acts)).clamp(-0.3, 0.3)
         return self.action_values(self.slow_q, obs, acts + noise).amin(0)
 

@@ -352,6 +352,19 @@ def test_rows_to_learn_from_are_drawn_by_doubt(monkeypatch):
     assert share == pytest.approx(10 / 17, abs=0.03)
 
 
+def test_targets_are_of_who_acts_and_do_not_hear_what_the_learner_promises(monkeypatch):
+    """Q here is the sum of the actions: a learner far beyond everybody promises much, and has never been seen."""
+    algorithm, policy, _ = with_policy()
+    q = lambda networks, obs, acts: acts.sum(1).expand(len(networks), -1)  # noqa: E731
+    monkeypatch.setattr(algorithm, "action_values", q)
+    algorithm.left, obs = 0.0, batch(4096)[0]
+    with torch.no_grad():
+        policy.actor_mean[-1].bias.fill_(0.5), algorithm.learner[-1].bias.fill_(9.0)
+        values = algorithm.slow_value(obs)
+        torch.testing.assert_close(values.mean(), policy.actor_mean(obs).sum(1).mean(), rtol=0, atol=0.01)
+    assert 0 < (values - policy.actor_mean(obs).sum(1)).std() < 0.1  # noise, a hundredth
+
+
 @pytest.mark.parametrize(("steps", "acting"), [(1, 1.0), (2, 1.9), (3, 1.9 + 0.9 / 1.1 * 1.1)])
 def test_who_acts_is_an_average_that_forgets_how_it_began(monkeypatch, steps, acting):
     """Polynomial decay: 9 / (8 + t) of the way. The learner goes up by 1 each time."""
