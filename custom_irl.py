@@ -870,13 +870,16 @@ def update_policy(
     gradient = torch.zeros(sum(p.numel() for p in parameters))
     for p, part in zip(parameters, gradient.split([p.numel() for p in parameters])):
         p.grad = part.view_as(p)
-    statistics = []
+    statistics, resting = [], False
     for _ in range(args.update_epochs):
-        order = torch.randperm(args.batch_size)
+        order, before = torch.randperm(args.batch_size), torch.cat([p.flatten() for p in parameters])
         for minibatch in zip(*(x[order].split(args.batch_size // args.num_minibatches) for x in batch)):
-            statistics.append(ppo_gradient(policy, *minibatch, args))
-            gradient *= (args.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+            if not resting:
+                statistics.append(ppo_gradient(policy, *minibatch, args))
+                gradient *= (args.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
             optimizer.step()
+        # An epoch moved nothing, as where a method pays 0: the gradient stays exactly 0, only Adam's clock goes on.
+        resting = not gradient.any() and torch.equal(before, torch.cat([p.flatten() for p in parameters]))
     unexplained = (returns - rollout.values).var() / (returns.var() + 1e-12)
     return {
         **{name: torch.stack([row[name] for row in statistics]).mean().item() for name in statistics[0]},

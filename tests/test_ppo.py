@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 import numpy as np
+import pytest
 import torch
 import torch.nn as nn
 from hypothesis import given, settings
@@ -119,6 +120,34 @@ def test_the_fast_update_equals_the_plain_one(seed, dims, scale):
     start = nn.utils.parameters_to_vector(policy.parameters()).detach()
     assert (ends[0] - ends[1]).norm() < 1e-5 * ends[1].norm()
     assert (ends[0] - ends[1]).norm() < 1e-2 * (ends[1] - start).norm()
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_method_that_pays_nothing_costs_one_epoch_and_no_number_changes(monkeypatch, moving):
+    """Only where nothing moves: Adam's momentum of a round before moves the policy under a gradient of 0, too."""
+    torch.manual_seed(0)
+    args = irl.Args(num_envs=4, num_steps=64, total_timesteps=256, num_minibatches=4, update_epochs=3)
+    policy, obs, acts, zeros = irl.Policy(3, 1), torch.randn(64, 4, 3), torch.randn(64, 4, 1), torch.zeros(64, 4)
+    for p in policy.critic[-1].parameters():
+        p.data.zero_()
+    logprobs = policy.get_action_and_value(obs.flatten(0, 1), acts.flatten(0, 1))[1].detach().view(64, 4)
+    rollout = irl.Rollout(obs, acts, obs, logprobs, zeros, zeros, zeros, zeros > 0, zeros > 0)
+    calls, gradient = [], irl.ppo_gradient
+    monkeypatch.setattr(irl, "ppo_gradient", lambda *x: calls.append(1) or gradient(*x))
+    ends = []
+    for update in (irl.update_policy, plain_ppo_step):
+        learner = deepcopy(policy)
+        optimizer = torch.optim.Adam(learner.parameters(), lr=3e-4, eps=1e-5)
+        torch.manual_seed(1)
+        if moving:
+            plain_ppo_step(learner, optimizer, rollout, obs[..., 0], args)
+        update(learner, optimizer, rollout, zeros, args)
+        clocks = {int(state["step"]) for state in optimizer.state.values()}
+        ends.append((nn.utils.parameters_to_vector(learner.parameters()).detach(), clocks))
+    assert len(calls) == (12 if moving else 4)
+    torch.testing.assert_close(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1] == {24 if moving else 12}
+    assert torch.equal(ends[0][0], nn.utils.parameters_to_vector(policy.parameters())) != moving
 
 
 def test_policy_update_raises_the_probability_of_rewarded_actions():
