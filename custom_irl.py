@@ -447,7 +447,7 @@ class IRLAlgorithm:
     recent_rounds = 5  # half of the critic's policy side
     decay = 0.9  # lambda, of V and Q
     value_steps = 40  # gradient steps of V a rollout
-    clone_rounds, clone_steps = 20, 3000  # so many steps after each of these rollouts but the first
+    clone_rounds, clone_steps = 20, 1000  # after each of these rollouts but the first; up to thrice with many data
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
     agreement = 4e-4  # mean squared difference of two clones' actions: the unit of doubt
     doubt_cost = 0.15  # what a state costs Q, by the logarithm of its doubt
@@ -622,9 +622,9 @@ class IRLAlgorithm:
     def guide_policy(self):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
         clone at all of its strength, a half, a quarter and none, each under more and more noise; calm first: what noise
-        has thrown on its back lies there for long. After its watch the policy learns, half of the time nearly without
-        noise, as in the end. Who acts is an average of who learned (polynomial decay, arXiv 1212.1824): what is noise
-        in the steps of the second cancels out in the first.
+        has thrown on its back lies there for long. After its watch the policy learns, before every second rollout, and
+        acts with noise and then nearly without, as in the end. Who acts is an average of who learned (polynomial
+        decay, arXiv 1212.1824): what is noise in the steps of the second cancels out in the first.
         """
         learning, logstd = self.round - self.clone_rounds - self.watch_rounds, -4.0
         self.left = self.ppo_optimizer.param_groups[0]["lr"] / self.first_lr  # 1 throughout if the loop does not anneal
@@ -635,12 +635,12 @@ class IRLAlgorithm:
             self.move(self.learner, self.first)
             self.move(self.policy.actor_mean, self.first, (1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
             logstd = self.round % 4 - 3.0
-        if self.round > 1:
+        if self.round > 1 and (learning <= 0 or learning % 2):
             self.ask_clones()
             self.fit_q(learning > 0)
-        if learning > 0:
-            self.move(self.policy.actor_mean, self.learner, way=9 / (8 + learning))
-            logstd = self.noise_logstd if learning % 2 else logstd
+            if learning > 0:
+                self.move(self.policy.actor_mean, self.learner, way=18 / (17 + learning))
+                logstd = self.noise_logstd
         with torch.no_grad():
             self.policy.actor_logstd.fill_(logstd)
 
@@ -659,7 +659,7 @@ class IRLAlgorithm:
         """
         self.clone_optimizer.param_groups[0]["lr"], size = lr, self.args.irl_batch_size // 2
         self.clone_acts, self.doubt = self.clone_acts[:0], self.doubt[:0]  # new clones have other opinions
-        for step in range(self.clone_steps):
+        for step in range(int(self.clone_steps * min(3, 1 + self.n_expert / 20_000))):
             if step % 100 == 0:
                 some = self.expert_rows(8192)
                 obs, acts, *_ = self.remembered(some)
@@ -725,16 +725,23 @@ class IRLAlgorithm:
             for _ in range(self.policy_steps if learn else 0):
                 self.follow(rows)
 
+    def heard(self, doubt):
+        """How much Q is worth in the policy's loss: nothing where there is no doubt. Q's errors do not shrink with the
+        clone's, and a hundredth of them in every action is enough to make a perfect Hopper fall.
+        """
+        return doubt**2 / (1 + doubt**2)
+
     def follow(self, rows):
-        """Up the lower of two slow Qs, and the less away from the clone, the less it is in doubt. Rows are drawn by
-        doubt: there is something to learn.
+        """Up the lower of two slow Qs where there is doubt, and the less away from the clone, the less there is. Rows
+        are drawn by doubt: there is something to learn.
         """
         at = rows[torch.multinomial(self.doubt[rows].log1p() + self.evenly, self.q_batch)]
         obs, doubt = self.memory[0][at], self.doubt[at]
         acts = self.learner(obs)
         strayed = ((acts - self.clone_acts[at]).square().sum(1) / (1 + doubt)).mean()
-        value = self.action_values(self.slow_q, obs, acts).amin(0).mean()
-        descend(self.optimizer, self.loyalty * strayed - value / value.detach().abs())
+        values = self.action_values(self.slow_q, obs, acts).amin(0)
+        gain = (self.heard(doubt) * values).mean() / values.detach().mean().abs()
+        descend(self.optimizer, self.loyalty * strayed - gain)
 
 
 # ================================================================================================== EDITABLE REGION END

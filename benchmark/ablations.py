@@ -61,7 +61,14 @@ class NoDoubtCost(IRLAlgorithm):
     doubt_cost = 0.0
 
 
-class NoLoyalty(IRLAlgorithm):
+class HeardEverywhere(IRLAlgorithm):
+    """Q pulls at the policy where there is no doubt, too."""
+
+    def heard(self, doubt):
+        return torch.ones_like(doubt)
+
+
+class NoLoyalty(HeardEverywhere):
     """It does not stay the clone anywhere."""
 
     loyalty = 0.0
@@ -107,8 +114,9 @@ class OnlyGradientPenalty(NoTermination, NoValue, NoClone):
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "one-step": OneStep,
     "no-gradient-penalty": NoGradientPenalty, "no-clone": NoClone, "no-loyalty": NoLoyalty,
-    "no-doubt-cost": NoDoubtCost, "even-rows": EvenRows, "no-average": NoAverage, "only-termination": OnlyTermination,
-    "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty, "only-cloning": OnlyCloning,
+    "heard-everywhere": HeardEverywhere, "no-doubt-cost": NoDoubtCost, "even-rows": EvenRows, "no-average": NoAverage,
+    "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
+    "only-cloning": OnlyCloning,
 }  # fmt: skip
 
 

@@ -340,6 +340,21 @@ def test_the_policy_climbs_the_lower_q_where_there_is_doubt_and_stays_the_clone_
     assert gone.mean() < -0.2 and stayed.abs().mean() < 0.2 * gone.abs().mean()
 
 
+def test_q_is_not_heard_where_there_is_no_doubt():
+    """Not even where nothing else holds the policy."""
+    algorithm, _, _ = with_policy()
+    algorithm.loyalty, algorithm.optimizer.param_groups[0]["lr"] = 0.0, 1e-3
+    algorithm.ask_clones()
+    moved = []
+    for doubt in (0.0, 1.0, 1000.0):
+        algorithm.doubt[:] = doubt
+        before = [p.clone() for p in algorithm.learner.parameters()]
+        algorithm.follow(torch.arange(512))
+        moved.append(max((p - old).abs().max().item() for p, old in zip(algorithm.learner.parameters(), before)))
+    assert moved[0] == 0 < min(moved[1:])
+    torch.testing.assert_close(algorithm.heard(torch.tensor([0.0, 1.0, 3.0])), torch.tensor([0.0, 0.5, 0.9]))
+
+
 def test_rows_to_learn_from_are_drawn_by_doubt(monkeypatch):
     algorithm, _, _ = with_policy()
     algorithm.ask_clones()
@@ -367,7 +382,7 @@ def test_targets_are_of_who_acts_and_do_not_hear_what_the_learner_promises(monke
 
 @pytest.mark.parametrize(("steps", "acting"), [(1, 1.0), (2, 1.9), (3, 1.9 + 0.9 / 1.1 * 1.1)])
 def test_who_acts_is_an_average_that_forgets_how_it_began(monkeypatch, steps, acting):
-    """Polynomial decay: 9 / (8 + t) of the way. The learner goes up by 1 each time."""
+    """Polynomial decay: 9 / (8 + t) of the way. The learner goes up by 1 each time, before every second rollout."""
     algorithm, policy, _ = with_policy()
     algorithm.clone_rounds, algorithm.watch_rounds, algorithm.clone_steps = 2, 1, 1
     parameters = list(policy.actor_mean.parameters())
@@ -378,7 +393,7 @@ def test_who_acts_is_an_average_that_forgets_how_it_began(monkeypatch, steps, ac
                 p += float(learn)
 
     monkeypatch.setattr(algorithm, "fit_q", learn)
-    for i in range(3 + steps):
+    for i in range(2 + 2 * steps):
         algorithm.update(*batch(64), torch.zeros(64))
         algorithm.calls += 4
         if i == 2:
@@ -407,7 +422,7 @@ def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns(monkeypatch):
     assert strengths == pytest.approx(expected, abs=1e-3)
     assert set(logstds[algorithm.clone_rounds : first]) == {-4.0}
     assert logstds[first:] == [-3.0, -4.0] * 5
-    assert q == [(i, i > first) for i in range(2, first + 11)]
+    assert q == [(i, False) for i in range(2, first + 1)] + [(i, True) for i in range(first + 1, first + 11, 2)]
 
 
 def test_what_beginners_do_is_not_forgotten():
