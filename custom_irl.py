@@ -447,7 +447,7 @@ class IRLAlgorithm:
     recent_rounds = 5  # half of the critic's policy side
     decay = 0.9  # lambda, of V and Q
     value_steps = 40  # gradient steps of V a rollout
-    clone_rounds, clone_steps = 20, 1000  # after each of these rollouts but the first; up to thrice with many data
+    clone_rounds, clone_steps = 20, 1000  # steps after each of these rollouts but the first, up to thrice with many data
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
     agreement = 4e-4  # mean squared difference of two clones' actions: the unit of doubt
     doubt_cost = 0.15  # what a state costs Q, by the logarithm of its doubt
@@ -639,7 +639,7 @@ class IRLAlgorithm:
             self.ask_clones()
             self.fit_q(learning > 0)
             if learning > 0:
-                self.move(self.policy.actor_mean, self.learner, way=18 / (17 + learning))
+                self.move(self.policy.actor_mean, self.learner, way=18 / (17 + learning))  # 9 / (8 + t), t = 1, 2, ...
                 logstd = self.noise_logstd
         with torch.no_grad():
             self.policy.actor_logstd.fill_(logstd)
