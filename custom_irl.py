@@ -447,7 +447,7 @@ class IRLAlgorithm:
     recent_rounds = 5  # half of the critic's policy side
     decay = 0.9  # lambda, of V and Q
     value_steps = 40  # gradient steps of V a rollout
-    clone_rounds, clone_steps = 20, 1000  # steps after each of these rollouts but the first, up to thrice with many data
+    clone_rounds, clone_steps = 20, 1000  # steps after each of these rollouts but the first; thrice with many data
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
     agreement = 4e-4  # mean squared difference of two clones' actions: the unit of doubt
     doubt_cost = 0.15  # what a state costs Q, by the logarithm of its doubt
