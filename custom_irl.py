@@ -451,10 +451,10 @@ class IRLAlgorithm:
     watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
     agreement = 4e-4  # mean squared difference of two clones' actions: the unit of doubt
     doubt_cost = 0.15  # what a state costs Q, by the logarithm of its doubt
-    loyalty = 3.0  # of the policy to the clone
+    loyalty = 1.0  # of the policy to the clone
     evenly = 0.2  # how much rows count to learn from in which there is no doubt
     noise_logstd = -3.0  # in every second rollout that is learned from: a fast walk falls under more
-    q_rounds, q_steps, policy_steps = 60, 10, 4  # so many times a rollout so many gradient steps
+    q_rounds, q_steps, policy_steps = 120, 10, 4  # so many times a rollout so many gradient steps
     q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
     q_scale = 30.0  # Q is up to 400, too large for the network's own output
 
