@@ -122,8 +122,8 @@ def headline_table(runs: pd.DataFrame) -> str:
 
 
 def seeds_table(runs: pd.DataFrame) -> str:
-    """A row for each method and environment: every seed, the worst one, speed."""
-    rows = []
+    """A row for each method and environment: every seed, the worst one, speed, commit (*: and changes on top)."""
+    rows, commit = [], runs["git_commit"].fillna("").str[:7] + runs["git_clean"].map({True: "", False: " *"})
     for (name, env), group in runs.groupby([runs.apply(row_name, axis=1), "env"], sort=True):
         group = group.sort_values("seed")
         worst = group.loc[group["eval_return_mean"].idxmin()]
@@ -134,10 +134,10 @@ def seeds_table(runs: pd.DataFrame) -> str:
             f"{worst['eval_return_mean']:.0f} (seed {worst['seed']})",
             f"{group['minutes'].mean():.1f}",
             f"{group['steps_per_second'].mean():.0f}",
+            ", ".join(commit[group.index].unique()),
         ])  # fmt: skip
-    return markdown_table(
-        ["method", "environment", "runs", "return of each seed", "normalised mean", "worst", "minutes", "steps/s"], rows
-    )
+    header = ["method", "environment", "runs", "return of each seed", "normalised mean", "worst", "minutes", "steps/s"]
+    return markdown_table([*header, "commit"], rows)
 
 
 def interquartile_mean(*scores: np.ndarray, axis: int = -1) -> np.ndarray:

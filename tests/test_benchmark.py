@@ -111,6 +111,7 @@ def test_summary_shows_expert_random_every_seed_and_the_published_board(tiny_run
     for number in (card["expert"]["demos"]["return_mean"], card["random"]["return_mean"]):
         assert f"{number:.0f}" in text
     assert f"1: {result['eval_return_mean']:.0f}" in text and f"{result['eval_return_mean']:.0f} (seed 1)" in text
+    assert f"| {result['git_commit'][:7]}{'' if result['git_clean'] else ' *'} |" in text
     assert "other demonstrations" in text and "qwen3.6-plus" in text
 
 
