@@ -123,7 +123,7 @@ def headline_table(runs: pd.DataFrame) -> str:
 
 def seeds_table(runs: pd.DataFrame) -> str:
     """A row for each method and environment: every seed, the worst one, speed, commit (*: and changes on top)."""
-    rows, commit = [], runs["git_commit"].fillna("").str[:7] + runs["git_clean"].map({True: "", False: " *"})
+    rows, commit = [], runs["git_commit"].str[:7] + runs["git_clean"].map({True: "", False: " *"})
     for (name, env), group in runs.groupby([runs.apply(row_name, axis=1), "env"], sort=True):
         group = group.sort_values("seed")
         worst = group.loc[group["eval_return_mean"].idxmin()]
