@@ -618,6 +618,7 @@ class IRLAlgorithm:
         self.q, self.slow_q = twins
         self.slow_q.load_state_dict(self.q.state_dict())
         self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
+        self.worth = 1.0  # of the clone, until it has been watched
 
     def guide_policy(self):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
@@ -630,6 +631,8 @@ class IRLAlgorithm:
         self.left = self.ppo_optimizer.param_groups[0]["lr"] / self.first_lr  # 1 throughout if the loop does not anneal
         if self.round == 1:
             logstd = 0.0
+        elif learning == 1:
+            self.worth = self.clones_worth()
         elif self.round <= self.clone_rounds:
             self.clone(1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
             self.move(self.learner, self.first)
@@ -643,6 +646,15 @@ class IRLAlgorithm:
                 logstd = self.noise_logstd
         with torch.no_grad():
             self.policy.actor_logstd.fill_(logstd)
+
+    def clones_worth(self):
+        """So many times as loyal, and as slow, is learning: what is as good as the expert can only be lost. 1 where the
+        watched clone lacks a tenth or more of what separates the expert from the unskilled, up to 100 where nothing.
+        """
+        watched = self.remembered(slice(-self.recent(self.watch_rounds), None))[:3]
+        with torch.no_grad():
+            lacks = 1 - self.reward_net.score(*watched, self.reward_net.unskilled_score).mean().item()
+        return 0.1 / min(max(lacks, 0.001), 0.1)
 
     def move(self, actor, other, strength=1.0, way=1.0):
         """Moves the weights of an actor towards those of another one, whose actions are scaled."""
@@ -704,8 +716,8 @@ class IRLAlgorithm:
         at once: what they are made of moves slowly.
         """
         eighth, n = self.q_steps * self.q_batch // 8, self.recent(self.q_recent_rounds)
-        for optimizer in (self.q_optimizer, self.optimizer):
-            optimizer.param_groups[0]["lr"] = self.left * self.first_lr
+        self.q_optimizer.param_groups[0]["lr"] = self.left * self.first_lr
+        self.optimizer.param_groups[0]["lr"] = self.left * self.first_lr / self.worth
         returns = self.lambda_returns(n, self.q_rewards(slice(-n, None)), self.slow_value)
         for _ in range(self.q_rounds):
             recent = self.rollout_rows(3 * eighth, self.q_recent_rounds)
@@ -741,7 +753,7 @@ class IRLAlgorithm:
         strayed = ((acts - self.clone_acts[at]).square().sum(1) / (1 + doubt)).mean()
         values = self.action_values(self.slow_q, obs, acts).amin(0)
         gain = (self.heard(doubt) * values).mean() / values.detach().mean().abs()
-        descend(self.optimizer, self.loyalty * strayed - gain)
+        descend(self.optimizer, self.worth * self.loyalty * strayed - gain)
 
 
 # ================================================================================================== EDITABLE REGION END

@@ -425,6 +425,25 @@ def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns(monkeypatch):
     assert q == [(i, False) for i in range(2, first + 1)] + [(i, True) for i in range(first + 1, first + 11, 2)]
 
 
+@pytest.mark.parametrize(("score", "times"), [(-1.0, 1), (0.8, 1), (0.95, 2), (0.99, 10), (1.0, 100), (1.2, 100)])
+def test_a_clone_as_good_as_the_expert_is_kept(monkeypatch, score, times):
+    """Whoever lacks a tenth of the expert's score, or more, learns at full speed. Once, by its watch."""
+    algorithm, _, _ = with_policy()
+    algorithm.clone_rounds, algorithm.watch_rounds, algorithm.clone_steps = 2, 2, 2
+    monkeypatch.setattr(algorithm, "q_rounds", 0)
+    monkeypatch.setattr(algorithm, "critic_step", lambda: {})
+    net = algorithm.reward_net
+    marked = [x + 100 * (k == 0) for k, x in enumerate(batch(64))]  # the watched rollouts' observations
+    monkeypatch.setattr(net, "score", lambda obs, acts, next_obs, zero: torch.where(obs[:, 0] > 50, score, -9.0))
+    for i in range(8):
+        algorithm.update(*(marked if i in (3, 4) else batch(64)), torch.zeros(64))
+        algorithm.calls += 4
+        assert algorithm.worth == pytest.approx(times if i >= 4 else 1, rel=1e-4), i
+        if i:
+            slow, fast = (x.param_groups[0]["lr"] for x in (algorithm.optimizer, algorithm.q_optimizer))
+            assert slow == pytest.approx(fast / algorithm.worth)
+
+
 def test_what_beginners_do_is_not_forgotten():
     """The first rollouts are two eighths of what the critic sees of the past, however many there have been since."""
     _, algorithm, _ = make()
