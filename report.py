@@ -279,14 +279,11 @@ def readme_block(published: pd.DataFrame) -> str:
             text += f"{headline_table(runs)}{aggregate_table(runs)}\n"
     runs = published[~published["method"].isin(CONTROLS)]
     custom = runs[(runs["method"] == "custom") & (runs["variant"] == "full") & (runs["panel"] == "dense")]
-    finished, minutes = pd.to_datetime(custom["date"]), custom["minutes"]
-    elapsed = finished.max() - (finished - pd.to_timedelta(minutes, unit="min")).min()
     cores = ", ".join(f"{n} of an {cpu}" for cpu, n in runs["cpu"].value_counts().items())
     return text + (
         f"{len(runs)} runs of {runs['steps'].max():,} steps unless their name says otherwise (behavioural cloning by"
         f" imitation takes none), one core each ({cores}), MuJoCo {runs['mujoco'].mode()[0]}. The"
-        f" {len(custom)} of `custom`, dense, took {minutes.sum():.0f} minutes of training and evaluation,"
-        f" {elapsed.total_seconds() / 60:.0f} from the first start to the last end."
+        f" {len(custom)} of `custom`, dense, took {custom['minutes'].sum():.0f} minutes in all."
         " Every seed: [benchmark/README.md](benchmark/README.md); every run and its commit:"
         " [benchmark/results.csv](benchmark/results.csv).\n"
     )
