@@ -444,6 +444,20 @@ def test_a_clone_as_good_as_the_expert_is_kept(monkeypatch, score, times):
             assert slow == pytest.approx(fast / algorithm.worth)
 
 
+def test_the_better_the_clone_the_more_it_costs_to_leave_it(monkeypatch):
+    algorithm, _, _ = with_policy()
+    algorithm.remember(*batch(256), torch.zeros(256, dtype=torch.bool))
+    algorithm.ask_clones()
+    losses = []
+    monkeypatch.setattr(algorithm, "heard", torch.zeros_like)
+    monkeypatch.setattr(irl, "descend", lambda optimizer, loss: losses.append(loss))
+    for algorithm.worth in (1.0, 100.0):
+        torch.manual_seed(0)
+        algorithm.follow(torch.arange(512, 768))
+    assert losses[0] > 0
+    torch.testing.assert_close(losses[1], 100 * losses[0])
+
+
 def test_what_beginners_do_is_not_forgotten():
     """The first rollouts are two eighths of what the critic sees of the past, however many there have been since."""
     _, algorithm, _ = make()
