@@ -74,6 +74,13 @@ class NoLoyalty(HeardEverywhere):
     loyalty = 0.0
 
 
+class NoWorth(IRLAlgorithm):
+    """It leaves a clone as good as the expert as fast as any other."""
+
+    def clones_worth(self):
+        return 1.0
+
+
 class EvenRows(IRLAlgorithm):
     """It learns as much where there is no doubt."""
 
@@ -114,9 +121,9 @@ class OnlyGradientPenalty(NoTermination, NoValue, NoClone):
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "one-step": OneStep,
     "no-gradient-penalty": NoGradientPenalty, "no-clone": NoClone, "no-loyalty": NoLoyalty,
-    "heard-everywhere": HeardEverywhere, "no-doubt-cost": NoDoubtCost, "even-rows": EvenRows, "no-average": NoAverage,
-    "only-termination": OnlyTermination, "only-value": OnlyValue, "only-gradient-penalty": OnlyGradientPenalty,
-    "only-cloning": OnlyCloning,
+    "no-worth": NoWorth, "heard-everywhere": HeardEverywhere, "no-doubt-cost": NoDoubtCost, "even-rows": EvenRows,
+    "no-average": NoAverage, "only-termination": OnlyTermination, "only-value": OnlyValue,
+    "only-gradient-penalty": OnlyGradientPenalty, "only-cloning": OnlyCloning,
 }  # fmt: skip
 
 

@@ -52,6 +52,8 @@ def test_what_is_left_out_is_gone():
     assert ablations.NoGradientPenalty.gradient_penalty == 0 != full.gradient_penalty
     assert ablations.OneStep.decay == ablations.NoValue.decay == 0 != full.decay
     assert not after_training("no-clone", 12)[0].doubt.any() and full.doubt.any()
+    full.reward_net.score = lambda obs, *_: torch.ones(len(obs))  # a clone as good as the expert
+    assert full.clones_worth() == pytest.approx(100) and ablations.NoWorth.clones_worth(full) == 1
 
 
 def test_doubt_and_the_clone_no_longer_say_where_to_go(monkeypatch):
