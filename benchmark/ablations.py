@@ -140,13 +140,17 @@ def publish(results: Path, folder: Path) -> None:
 
 
 def table(runs: pd.DataFrame) -> str:
-    """A row an ablation, a column each panel, environment and length: mean normalised return (that of every seed)."""
+    """A row an ablation, a column each panel, environment and length: mean normalised return (that of every seed).
+    The commits say which rows may be compared.
+    """
     cells = list(runs.sort_values("seed").groupby(["panel", "env", "steps"]))
-    header = ["", *(f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells)]
+    header = ["", *(f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells), "commit"]
     rows = []
     for name in ABLATIONS:
         scores = [cell.loc[cell["method"] == f"ablation-{name}", "normalized_return"] for _, cell in cells]
-        rows.append([name, *(f"{x.mean():.2f} ({', '.join(f'{y:.2f}' for y in x)})" if len(x) else "" for x in scores)])
+        commits = runs.loc[runs["method"] == f"ablation-{name}", "git_commit"].str[:7].unique()
+        means = (f"{x.mean():.2f} ({', '.join(f'{y:.2f}' for y in x)})" if len(x) else "" for x in scores)
+        rows.append([name, *means, ", ".join(commits)])
     return report.markdown_table(header, rows)
 
 

@@ -116,7 +116,8 @@ def test_the_table_holds_every_ablation_of_a_clean_tree_nothing_else_and_grows(t
     assert list(rows["eval_return_mean"]) == pytest.approx([result["eval_return_mean"]] * 2)
     assert (tmp_path / "ablations.png").stat().st_size > 5000
     score = f"{result['normalized_return']:.2f}"
-    assert f"| no-value | {score} ({score}) |\n| one-step |  |" in (tmp_path / "METHOD.md").read_text()
+    commit = result["git_commit"][:7]
+    assert f"| no-value | {score} ({score}) | {commit} |\n| one-step |  |  |" in (tmp_path / "METHOD.md").read_text()
 
     shutil.rmtree(tmp_path / "results" / "full")
     again = tmp_path / "results" / "no-value" / "result.json"
