@@ -121,9 +121,14 @@ def headline_table(runs: pd.DataFrame) -> str:
     return markdown_table(["final policy", *ENVS], [expert, *rows, random])
 
 
+def commits(runs: pd.DataFrame) -> str:
+    """The commits of these runs, short (*: and changes on top)."""
+    return ", ".join((runs["git_commit"].str[:7] + runs["git_clean"].map({True: "", False: " *"})).unique())
+
+
 def seeds_table(runs: pd.DataFrame) -> str:
-    """A row for each method and environment: every seed, the worst one, speed, commit (*: and changes on top)."""
-    rows, commit = [], runs["git_commit"].str[:7] + runs["git_clean"].map({True: "", False: " *"})
+    """A row for each method and environment: every seed, the worst one, speed, commits."""
+    rows = []
     for (name, env), group in runs.groupby([runs.apply(row_name, axis=1), "env"], sort=True):
         group = group.sort_values("seed")
         worst = group.loc[group["eval_return_mean"].idxmin()]
@@ -134,7 +139,7 @@ def seeds_table(runs: pd.DataFrame) -> str:
             f"{worst['eval_return_mean']:.0f} (seed {worst['seed']})",
             f"{group['minutes'].mean():.1f}",
             f"{group['steps_per_second'].mean():.0f}",
-            ", ".join(commit[group.index].unique()),
+            commits(group),
         ])  # fmt: skip
     header = ["method", "environment", "runs", "return of each seed", "normalised mean", "worst", "minutes", "steps/s"]
     return markdown_table([*header, "commit"], rows)

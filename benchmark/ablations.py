@@ -148,9 +148,8 @@ def table(runs: pd.DataFrame) -> str:
     rows = []
     for name in ABLATIONS:
         scores = [cell.loc[cell["method"] == f"ablation-{name}", "normalized_return"] for _, cell in cells]
-        commits = runs.loc[runs["method"] == f"ablation-{name}", "git_commit"].str[:7].unique()
         means = (f"{x.mean():.2f} ({', '.join(f'{y:.2f}' for y in x)})" if len(x) else "" for x in scores)
-        rows.append([name, *means, ", ".join(commits)])
+        rows.append([name, *means, report.commits(runs[runs["method"] == f"ablation-{name}"])])
     return report.markdown_table(header, rows)
 
 
