@@ -373,7 +373,6 @@ class RewardNetwork(nn.Module):
         buffers = {"obs_mean": torch.zeros(obs_dim), "obs_std": torch.ones(obs_dim)}
         buffers |= {"act_low": -torch.ones(action_dim), "act_high": torch.ones(action_dim)}
         scalars = {"unskilled_score": 0.0, "policy_score": 0.0, "expert_score": 1.0, "end_log_odds": -10.0}
-        scalars["squashes"] = False
         for name, value in (buffers | {k: torch.tensor(v) for k, v in scalars.items()}).items():
             self.register_buffer(name, value)
 
@@ -383,12 +382,8 @@ class RewardNetwork(nn.Module):
         self.act_low.copy_(acts.amin(0)), self.act_high.copy_(acts.amax(0))
 
     def normalize(self, obs):
-        """Widely clipped: a slow policy, many of the expert's standard deviations away, must still see a slope. Who
-        starts as a clone needs less of it: falls, which are further away, must not be nearly all that the critic sees,
-        or to stand is better than the expert's start. A beginner has to learn from falls.
-        """
-        x = (obs - self.obs_mean) / self.obs_std
-        return x.asinh() if self.squashes else x.clamp(-20, 20)
+        """A wide clip: a slow policy is many of the expert's standard deviations away, and must still see a slope."""
+        return ((obs - self.obs_mean) / self.obs_std).clamp(-20, 20)
 
     def features(self, state, action, next_state):
         """s' - s says more than s', which nearly equals s. Actions outside the expert's range are no giveaway."""
@@ -444,7 +439,7 @@ def q_network(in_dim, hidden=128):
 class IRLAlgorithm:
     """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
     touched PPO rests: the policy stays a clone of the expert where two clones agree, learns from the reward where they
-    do not, by a Q of all rollouts there were, and is an average of what has learned; either acts in every second one.
+    do not, by a Q of all rollouts there were, and acts as an average of what has learned.
     """
 
     steps = 3  # gradient steps of critic and p in one call of `update`
@@ -604,9 +599,7 @@ class IRLAlgorithm:
     def set_policy(self, policy, optimizer):
         self.policy, self.ppo_optimizer, self.first_lr = policy, optimizer, optimizer.param_groups[0]["lr"]
         net, dims = self.reward_net, [x.shape[1] for x in self.memory[:2]]
-        net.squashes.fill_(True)
-        actors = (mlp(dims[0], 256, dims[1]).to(self.device) for _ in range(4))
-        self.first, self.second, self.learner, self.average = actors
+        self.first, self.second, self.learner = (mlp(dims[0], 256, dims[1]).to(self.device) for _ in range(3))
         with torch.no_grad():
             for clone in (self.first, self.second):
                 for layer in clone[:-1:2]:
@@ -630,10 +623,9 @@ class IRLAlgorithm:
     def guide_policy(self):
         """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
         clone at all of its strength, a half, a quarter and none, each under more and more noise; calm first: what noise
-        has thrown on its back lies there for long. After its watch one learns before every second rollout, and acts in
-        it, with noise: Q sees what its promises were worth. In the others, nearly without noise, an average of who
-        learned does (polynomial decay, arXiv 1212.1824), in which what is noise in the steps cancels out. It remains,
-        after an even number of rollouts, as the benchmark's is.
+        has thrown on its back lies there for long. After its watch the policy learns, before every second rollout, and
+        acts with noise and then nearly without, as in the end. Who acts is an average of who learned (polynomial
+        decay, arXiv 1212.1824): what is noise in the steps of the second cancels out in the first.
         """
         learning, logstd = self.round - self.clone_rounds - self.watch_rounds, -4.0
         self.left = self.ppo_optimizer.param_groups[0]["lr"] / self.first_lr  # 1 throughout if the loop does not anneal
@@ -643,17 +635,15 @@ class IRLAlgorithm:
             self.worth = self.clones_worth()
         elif self.round <= self.clone_rounds:
             self.clone(1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
-            self.move(self.learner, self.first), self.move(self.average, self.first)
+            self.move(self.learner, self.first)
             self.move(self.policy.actor_mean, self.first, (1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
             logstd = self.round % 4 - 3.0
         if self.round > 1 and (learning <= 0 or learning % 2):
             self.ask_clones()
             self.fit_q(learning > 0)
             if learning > 0:
-                self.move(self.average, self.learner, way=18 / (17 + learning))  # 9 / (8 + t), t = 1, 2, ...
+                self.move(self.policy.actor_mean, self.learner, way=18 / (17 + learning))  # 9 / (8 + t), t = 1, 2, ...
                 logstd = self.noise_logstd
-        if learning > 0:
-            self.move(self.policy.actor_mean, self.learner if learning % 2 else self.average)
         with torch.no_grad():
             self.policy.actor_logstd.fill_(logstd)
 
@@ -708,10 +698,10 @@ class IRLAlgorithm:
         return self.q_scale * torch.stack([q(x).squeeze(-1) for q in networks])
 
     def slow_value(self, obs):
-        """The lower of two values of acting with a little noise: TD3's target (arXiv 1802.09477), but of the average,
-        not of the learner: what the latter is said to be better by would feed on itself.
+        """The lower of two values of acting with a little noise: TD3's target (arXiv 1802.09477), but of who acts, not
+        of the learner. What the learner is said to be better by nobody has tried: in targets it would feed on itself.
         """
-        acts = self.average(obs)
+        acts = self.policy.actor_mean(obs)
         noise = (0.1 * max(0.1, self.left) * torch.randn_like(acts)).clamp(-0.3, 0.3)
         return self.action_values(self.slow_q, obs, acts + noise).amin(0)
 

@@ -47,14 +47,6 @@ class NoValue(IRLAlgorithm):
         return torch.full((len(obs),), self.reward_net.c, device=self.device)
 
 
-class NoAsinh(IRLAlgorithm):
-    """Normalised observations are only clipped, at 20: what is far away counts as much as it is far."""
-
-    def set_policy(self, policy, optimizer):
-        super().set_policy(policy, optimizer)
-        self.reward_net.squashes.fill_(False)
-
-
 class OneStep(IRLAlgorithm):
     """Q learns from one step at a time."""
 
@@ -102,19 +94,10 @@ class NoClone(NoLoyalty):
 
 
 class NoAverage(IRLAlgorithm):
-    """Who learns acts, and remains."""
+    """Who learns acts."""
 
     def move(self, actor, other, strength=1.0, way=1.0):
         super().move(actor, other, strength)
-
-
-class NoTrials(IRLAlgorithm):
-    """Only the average acts: nobody tries what Q promises."""
-
-    def guide_policy(self):
-        super().guide_policy()
-        if self.round > self.clone_rounds + self.watch_rounds:
-            self.move(self.policy.actor_mean, self.average)
 
 
 class OnlyCloning(IRLAlgorithm):
@@ -137,9 +120,9 @@ class OnlyGradientPenalty(NoTermination, NoValue, NoClone):
 
 ABLATIONS = {
     "full": Full, "no-termination": NoTermination, "no-value": NoValue, "one-step": OneStep,
-    "no-asinh": NoAsinh, "no-gradient-penalty": NoGradientPenalty, "no-clone": NoClone, "no-loyalty": NoLoyalty,
+    "no-gradient-penalty": NoGradientPenalty, "no-clone": NoClone, "no-loyalty": NoLoyalty,
     "no-worth": NoWorth, "heard-everywhere": HeardEverywhere, "no-doubt-cost": NoDoubtCost, "even-rows": EvenRows,
-    "no-average": NoAverage, "no-trials": NoTrials, "only-termination": OnlyTermination, "only-value": OnlyValue,
+    "no-average": NoAverage, "only-termination": OnlyTermination, "only-value": OnlyValue,
     "only-gradient-penalty": OnlyGradientPenalty, "only-cloning": OnlyCloning,
 }  # fmt: skip
 
