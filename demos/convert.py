@@ -14,8 +14,10 @@ from typing import Literal
 
 import tyro
 
-from custom_irl import UserError
-from demos.formats import WRITERS, format_of, read, write
+if __name__ == "__main__":  # `python demos/convert.py` finds the project as `python -m demos.convert` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from demos.formats import WRITERS, DemoError, format_of, read, write
 
 BY_SUFFIX = {".npz": "irl", ".hdf5": "d4rl", ".h5": "d4rl"}
 
@@ -33,7 +35,7 @@ class Config:
 def main(config: Config) -> None:
     to = config.to or BY_SUFFIX.get(config.destination.suffix)
     if to is None:
-        raise UserError(f"{config.destination}: says no format; expected --to and one of {', '.join(WRITERS)}")
+        raise DemoError(f"{config.destination}: says no format; expected --to and one of {', '.join(WRITERS)}")
     episodes = read(config.source)
     write(to, config.destination, episodes)
     steps = sum(len(e.acts) for e in episodes)
@@ -46,5 +48,5 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except UserError as error:
+    except DemoError as error:
         sys.exit(f"error: {error}")

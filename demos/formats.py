@@ -28,9 +28,11 @@ from pathlib import Path
 
 import numpy as np
 
-from custom_irl import UserError, read_npz, replacing
-
 FRAMES_PER_SECOND = 20  # LeRobot wants one; nothing here depends on it
+
+
+class DemoError(ValueError):
+    """Demonstrations that cannot be read or written: one line with the file, the key and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -44,36 +46,44 @@ class Episode:
 
 
 def read(path: Path) -> list[Episode]:
-    """The episodes at `path`, float32, in whichever format they are; UserError naming the path if in none."""
+    """The episodes at `path`, float32, in whichever format they are; DemoError naming the path if in none."""
     name = format_of(path)
     try:
         episodes = READERS[name](path)
     except ImportError as error:
-        raise UserError(f"{path}: a {name} dataset; expected the package {error.name} to be installed") from None
+        raise DemoError(f"{path}: a {name} dataset; expected the package {error.name} to be installed") from None
     except KeyError as error:
-        raise UserError(f"{path}: key {error} is missing from this {name} dataset") from None
+        raise DemoError(f"{path}: key {error} is missing from this {name} dataset") from None
     except (OSError, ValueError, TypeError, AssertionError) as error:  # damaged, or observations that are no vectors
-        raise UserError(
+        raise DemoError(
             f"{path}: not a readable {name} dataset ({(str(error) or repr(error)).splitlines()[0]})"
         ) from None
     if not episodes:
-        raise UserError(f"{path}: this {name} dataset holds no transition; expected at least one")
+        raise DemoError(f"{path}: this {name} dataset holds no transition; expected at least one")
     for i, episode in enumerate(episodes):
         if episode.obs.ndim != 2 or episode.acts.ndim != 2 or len(episode.obs) != len(episode.acts) + 1:
             shapes = f"observations {episode.obs.shape} and actions {episode.acts.shape}"
-            raise UserError(f"{path}: episode {i} has {shapes}; expected (T+1, obs_dim) and (T, action_dim)")
+            raise DemoError(f"{path}: episode {i} has {shapes}; expected (T+1, obs_dim) and (T, action_dim)")
     return episodes
 
 
+def to_own_npz(source: Path, destination: Path) -> list[str]:
+    """Writes the demonstrations at `source`, of any format, as this project's .npz; returns the reader's notes."""
+    episodes = read(source)
+    with replacing(destination) as temporary:
+        write_irl(temporary, episodes)
+    return []
+
+
 def format_of(path: Path) -> str:
-    """Which of FORMATS lies at `path`; UserError if none does."""
+    """Which of FORMATS lies at `path`; DemoError if none does."""
     marks = {
         "imitation": path / "dataset_info.json",
         "lerobot": path / "meta" / "info.json",
         "minari": minari_data(path) / "metadata.json",
     }
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected demonstrations ({', '.join(FORMATS)})")
+        raise DemoError(f"{path}: no such file or folder; expected demonstrations ({', '.join(FORMATS)})")
     if path.is_dir():
         for name, mark in marks.items():
             if mark.is_file():
@@ -83,7 +93,7 @@ def format_of(path: Path) -> str:
     if path.suffix in (".hdf5", ".h5"):
         return "d4rl"
     holds = "a folder without " + ", ".join(m.name for m in marks.values()) if path.is_dir() else "a file"
-    raise UserError(f"{path}: {holds}; expected a format of demos/formats.py ({', '.join(FORMATS)})")
+    raise DemoError(f"{path}: {holds}; expected a format of demos/formats.py ({', '.join(FORMATS)})")
 
 
 def pack(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
@@ -102,12 +112,24 @@ def pack(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
 def write(name: str, path: Path, episodes: Sequence[Episode]) -> None:
     """Writes `episodes` to `path`, which must not exist, in the format `name`."""
     if path.exists():
-        raise UserError(f"{path}: exists; expected a new name, nothing is overwritten")
+        raise DemoError(f"{path}: exists; expected a new name, nothing is overwritten")
     try:
         with new_folder(path) if name in FOLDERS else replacing(path) as temporary:
             WRITERS[name](temporary, episodes)
     except ImportError as error:
-        raise UserError(f"{path}: to write {name}, expected the package {error.name} to be installed") from None
+        raise DemoError(f"{path}: to write {name}, expected the package {error.name} to be installed") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to and renames it to `path`, or removes it if writing fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -123,6 +145,24 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+# -------------------------------------------------------------------------------------- cards
+CARD_SCHEMA = "irl-card-1"
+
+
+def read_card(path: Path) -> tuple[dict | None, str | None]:
+    """The card at `path` and None, or None and why it is not one; DemoError if it claims to be one and is broken."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        card = json.loads(text)
+    except FileNotFoundError:
+        return None, f"{path}: no such card"
+    except (OSError, ValueError, RecursionError):
+        return None, f"{path}: not readable as JSON; not taken for a card"
+    if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
+        return None, f'{path}: has no "schema": "{CARD_SCHEMA}"; not taken for a card of demos/generate.py'
+    return card, None
+
+
 # --------------------------------------------------------------------------------------------------------------- .npz
 D4RL = {
     "obs": "observations", "acts": "actions", "next_obs": "next_observations",
@@ -131,6 +171,15 @@ D4RL = {
 NAMES = {ours: (ours, theirs) for ours, theirs in D4RL.items()}
 NAMES["terminated"] += ("dones",)  # imitation's
 NAMES["rewards"] += ("rews",)
+
+
+def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of `keys` that an .npz of plain arrays holds; DemoError if it is not one."""
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            return {key: f[key] for key in keys if key in f.files}
+    except Exception as error:  # truncated, pickled, not an archive: NumPy and zipfile raise errors of many kinds
+        raise DemoError(f"{path}: not a readable .npz of plain arrays ({str(error).splitlines()[0]})") from None
 
 
 def float32(x) -> np.ndarray:
@@ -168,11 +217,11 @@ def read_flat(path: Path) -> list[Episode]:
 def from_transitions(path: Path, data: dict[str, np.ndarray]) -> list[Episode]:
     """Transitions as episodes: a new one begins after an end, and where an obs is not the next_obs before it."""
     if missing := {"obs", "acts", "next_obs"} - set(data):
-        raise UserError(f"{path}: key '{min(missing)}' is missing; expected obs, acts and next_obs, or lengths")
+        raise DemoError(f"{path}: key '{min(missing)}' is missing; expected obs, acts and next_obs, or lengths")
     obs, acts, next_obs, n = float32(data["obs"]), float32(data["acts"]), float32(data["next_obs"]), len(data["obs"])
     for key, x in data.items():
         if len(x) != n or x.ndim != (2 if key in ("obs", "acts", "next_obs") else 1):
-            raise UserError(f"{path}: key '{key}' has shape {x.shape}; expected a row for each of {n} transitions")
+            raise DemoError(f"{path}: key '{key}' has shape {x.shape}; expected a row for each of {n} transitions")
     terminated = data.get("terminated", np.zeros(n, bool)) > 0.5
     ended = terminated | (data.get("truncated", np.zeros(n, bool)) > 0.5)
     starts = np.flatnonzero(np.r_[True, ended[:-1] | (next_obs[:-1] != obs[1:]).any(1)]) if n else np.empty(0, int)
@@ -278,7 +327,7 @@ def read_d4rl(path: Path) -> list[Episode]:
     if "next_obs" in data:
         return from_transitions(path, data)
     if missing := {"obs", "acts"} - set(data):
-        raise UserError(f"{path}: key '{D4RL[min(missing)]}' is missing; expected observations and actions")
+        raise DemoError(f"{path}: key '{D4RL[min(missing)]}' is missing; expected observations and actions")
     ended = sum(
         (data[key] > 0.5 for key in ("terminated", "truncated") if key in data), np.zeros(len(data["obs"]), bool)
     )
@@ -318,7 +367,7 @@ def read_lerobot(path: Path) -> list[Episode]:
 
     files = sorted(path.glob("data/*/*.parquet"))
     if not files:
-        raise UserError(f"{path}: no data/*/*.parquet; expected a LeRobotDataset of version 3")
+        raise DemoError(f"{path}: no data/*/*.parquet; expected a LeRobotDataset of version 3")
     names = ["observation.state", "action", "episode_index", "frame_index", "next.reward"]
     tables = [pq.read_table(f) for f in files]
     table = pa.concat_tables([t.select([n for n in names if n in t.column_names]) for t in tables])

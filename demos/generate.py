@@ -38,9 +38,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm import tqdm
 
+if __name__ == "__main__":  # `python demos/generate.py` finds the project as `python -m demos.generate` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from custom_irl import replacing, sha256
-from demos.formats import Episode, pack
-from report import write_cards_table
+from demos.expert import Expert, play
+from demos.formats import CARD_SCHEMA, Episode, pack
 
 HERE = Path(__file__).resolve().parent
 
@@ -97,65 +100,24 @@ class Config:
     """folder for the demonstrations and the card"""
 
 
-# --------------------------------------------------------------------------------------------------------- expert
+# --------------------------------------------------------------------------------------- expert
 
 
-@dataclass(frozen=True)
-class Expert:
-    """A deterministic policy in NumPy: `layers` are (weight, bias) pairs, hidden layers followed by a ReLU."""
-
-    layers: list[tuple[np.ndarray, np.ndarray]]
-    low: np.ndarray
-    high: np.ndarray
-
-    def __call__(self, obs: np.ndarray) -> np.ndarray:
-        """Actions (…, action_dim), clipped to the action space, for observations (…, obs_dim)."""
-        x = obs.astype(np.float32)
-        for weight, bias in self.layers[:-1]:
-            x = np.maximum(x @ weight.T + bias, 0.0)
-        weight, bias = self.layers[-1]
-        return np.clip(x @ weight.T + bias, self.low, self.high)
-
-    @classmethod
-    def from_sb3(cls, model: PPO, normalizer: VecNormalize) -> Expert:
-        """SB3's actor with the observation normaliser (x - mean) / std folded into its first layer."""
-        linear = [m for m in model.policy.mlp_extractor.policy_net if isinstance(m, nn.Linear)]
-        layers = [
-            (m.weight.detach().numpy().astype(np.float64), m.bias.detach().numpy().astype(np.float64))
-            for m in [*linear, model.policy.action_net]
-        ]
-        mean, std = normalizer.obs_rms.mean, np.sqrt(normalizer.obs_rms.var + normalizer.epsilon)
-        weight, bias = layers[0]
-        layers[0] = (weight / std, bias - (weight / std) @ mean)
-        space = model.action_space
-        return cls([(w.astype(np.float32), b.astype(np.float32)) for w, b in layers], space.low, space.high)
-
-    def save(self, path: Path) -> None:
-        arrays = {f"{name}{i}": a for i, layer in enumerate(self.layers) for name, a in zip(("weight", "bias"), layer)}
-        write_npz(path, low=self.low, high=self.high, **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> Expert:
-        with np.load(path, allow_pickle=False) as f:
-            n_layers = sum(key.startswith("weight") for key in f.files)
-            return cls([(f[f"weight{i}"], f[f"bias{i}"]) for i in range(n_layers)], f["low"], f["high"])
-
-
-def play(env: gym.Env, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Episode:
-    """One episode from `env.reset(seed=seed)` under `act`."""
-    obs, _ = env.reset(seed=seed)
-    observations, actions, rewards = [obs], [], []
-    terminated = truncated = False
-    while not (terminated or truncated):
-        action = act(obs)
-        obs, reward, terminated, truncated, _ = env.step(action)
-        observations.append(obs), actions.append(action), rewards.append(reward)
-    return Episode(
-        np.asarray(observations, np.float32),
-        np.asarray(actions, np.float32),
-        terminated,
-        np.asarray(rewards, np.float32),
-    )
+def expert_from_sb3(model: PPO, normalizer: VecNormalize) -> Expert:
+    """SB3's actor with the observation normaliser (x - mean) / std folded into its first layer."""
+    policy = model.policy
+    linear = [m for m in policy.mlp_extractor.policy_net if isinstance(m, nn.Linear)]
+    layers = []
+    for m in [*linear, policy.action_net]:
+        weight = m.weight.detach().numpy().astype(np.float64)
+        layers.append((weight, m.bias.detach().numpy().astype(np.float64)))
+    mean = normalizer.obs_rms.mean
+    std = np.sqrt(normalizer.obs_rms.var + normalizer.epsilon)
+    weight, bias = layers[0]
+    layers[0] = (weight / std, bias - (weight / std) @ mean)
+    space = model.action_space
+    layers = [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
+    return Expert(layers, space.low, space.high)
 
 
 def play_many(env: gym.Env, act: Callable, purpose: str, n: int, quiet: bool = False) -> list[Episode]:
@@ -188,7 +150,7 @@ class EvaluateExpert(BaseCallback):
         if self.num_timesteps < self.next_eval:
             return
         self.next_eval = self.num_timesteps + self.args.eval_every
-        expert = Expert.from_sb3(self.model, self.training_env)
+        expert = expert_from_sb3(self.model, self.training_env)
         score = summary(play_many(self.env, expert, "selection", self.args.eval_episodes, quiet=True))
         self.bar.set_postfix_str(f"eval {score['return_mean']:.0f} ± {score['return_std']:.0f}")
         expert.save(self.folder / f"{self.num_timesteps}.npz")
@@ -275,6 +237,7 @@ def record(args: Config, expert: Expert) -> dict:
     write_npz(files["rewards.npz"], rewards=arrays.pop("rewards"))
     write_npz(files["npz"], **arrays)
     card = {
+        "schema": CARD_SCHEMA,
         "env": args.env,
         "expert": {"demos": summary(demos), "fresh": summary(fresh), "noise": args.noise},
         "random": summary(uniform),
@@ -331,6 +294,7 @@ def record_bank(args: Config) -> dict:
     path = args.out / f"{args.env}.bank.npz"
     write_npz(path, **pack(episodes))
     card = {
+        "schema": CARD_SCHEMA,
         "env": args.env,
         "episodes": [
             {"policy": name, "return": float(r), "length": len(e.acts)}
@@ -366,8 +330,6 @@ def main(args: Config) -> None:
             print(f"{args.env} bank, {row['policy']}: {row['return']:.0f} in {row['length']} steps")
         return
     card = record(args, Expert.load(weights) if args.record_only else train(args))
-    if args.out == HERE:
-        write_cards_table()
     for name, row in (
         ("demos", card["expert"]["demos"]),
         ("fresh", card["expert"]["fresh"]),

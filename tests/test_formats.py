@@ -17,8 +17,8 @@ from minari.dataset.minari_storage import MinariStorage
 
 import custom_irl as irl
 from conftest import ROOT, command
-from demos import inspect
-from demos.formats import FORMATS, Episode, format_of, pack, read, to_transitions, write
+from demos import check
+from demos.formats import FORMATS, DemoError, Episode, format_of, pack, read, to_transitions, write
 
 SUFFIX = {"irl": ".npz", "flat": ".npz", "d4rl": ".hdf5"}
 
@@ -175,7 +175,7 @@ def test_what_is_no_demonstration_gets_one_line(tmp_path):
         ("broken.hdf5", "not a readable d4rl dataset"),
         ("half.npz", "key 'acts' is missing"),
     ):
-        with pytest.raises(irl.UserError, match=message) as error:
+        with pytest.raises(DemoError, match=message) as error:
             read(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
@@ -191,16 +191,16 @@ def test_observations_that_are_no_vectors_get_one_line(tmp_path):
     )
     storage.update_metadata({"dataset_id": "test/goals-v0", "minari_version": minari.__version__})
     storage.update_episodes([buffer])
-    with pytest.raises(irl.UserError, match="goals: not a readable minari dataset"):
+    with pytest.raises(DemoError, match="goals: not a readable minari dataset"):
         read(tmp_path / "goals")
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     write("d4rl", tmp_path / "demos.hdf5", make_episodes())
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(irl.UserError, match="expected the package h5py"):
+    with pytest.raises(DemoError, match="expected the package h5py"):
         read(tmp_path / "demos.hdf5")
-    with pytest.raises(irl.UserError, match="expected the package h5py"):
+    with pytest.raises(DemoError, match="expected the package h5py"):
         write("d4rl", tmp_path / "new.hdf5", make_episodes())
     assert not (tmp_path / "new.hdf5").exists()
 
@@ -222,12 +222,12 @@ def test_convert_never_overwrites_and_leaves_nothing_half_written(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- inspection
-def test_inspect_finds_nothing_wrong_with_our_own_demonstrations():
+def test_check_finds_nothing_wrong_with_our_own_demonstrations():
     for env_id in ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"):
-        assert inspect.problems(read(ROOT / "demos" / f"{env_id}.npz"), env_id) == []
+        assert check.problems(read(ROOT / "demos" / f"{env_id}.npz"), env_id) == []
 
 
-def test_inspect_finds_what_is_planted():
+def test_check_finds_what_is_planted():
     good = read(ROOT / "demos" / "Hopper-v4.npz")[:3]
     obs = good[0].obs.copy()
     obs[5, 2], obs[:, 7] = np.nan, obs[0, 7]
@@ -235,7 +235,7 @@ def test_inspect_finds_what_is_planted():
     cut = Episode(good[1].obs[:11], good[1].acts[:10], False)
     long = Episode(np.tile(good[2].obs, (2, 1)), np.tile(good[2].acts, (2, 1))[:-1], False)
     long = replace(long, acts=np.concatenate([long.acts, long.acts[:2]])[: len(long.obs) - 1])
-    found = "\n".join(inspect.problems([broken, good[1], cut, long], "Hopper-v4"))
+    found = "\n".join(check.problems([broken, good[1], cut, long], "Hopper-v4"))
     for line in (
         "2 transitions hold NaN",
         "transitions repeat another one exactly",
@@ -245,13 +245,13 @@ def test_inspect_finds_what_is_planted():
     ):
         assert line in found, found
     still = [replace(e, obs=np.where(np.arange(11) == 7, np.float32(1), e.obs)) for e in good]
-    assert "observation 7: the same number everywhere" in inspect.problems(still, None)
-    assert "obs: 11 numbers; Walker2d-v4 has 17" in inspect.problems(good, "Walker2d-v4")
+    assert "observation 7: the same number everywhere" in check.problems(still, None)
+    assert "obs: 11 numbers; Walker2d-v4 has 17" in check.problems(good, "Walker2d-v4")
 
 
-def test_inspect_as_a_user_types_it(tmp_path):
+def test_check_as_a_user_types_it(tmp_path):
     words = [ROOT / "demos" / "Hopper-v4.bank.npz", "--env", "Hopper-v4", "--picture", tmp_path / "p.png"]
-    done = command("-m", "demos.inspect", *words)
+    done = command("-m", "demos.check", *words)
     assert done.returncode == 0, done.stderr
     returns = [e.rewards.sum(dtype=np.float64) for e in read(words[0])]
     assert f"{np.mean(returns):.6g} ±" in done.stdout and "obs[10]" in done.stdout

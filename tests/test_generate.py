@@ -42,7 +42,7 @@ def test_the_folded_expert_acts_like_the_normalised_policy():
         model.policy.action_net.weight.mul_(50)
     obs = np.random.default_rng(0).normal(size=(20, 11))
     expected, _ = model.predict(envs.normalize_obs(obs), deterministic=True)
-    actions = generate.Expert.from_sb3(model, envs)(obs)
+    actions = generate.expert_from_sb3(model, envs)(obs)
     np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-3)
     assert np.abs(actions).max() == 1  # clipped to the action space, as SB3 does
 

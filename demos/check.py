@@ -1,7 +1,7 @@
 """What is in these demonstrations, and is anything wrong with them?
 
-    python -m demos.inspect demos/Hopper-v4.npz --env Hopper-v4           # tables, and Hopper-v4.inspect.png here
-    python -m demos.inspect ~/.minari/datasets/mujoco/hopper/expert-v0
+    python -m demos.check demos/Hopper-v4.npz --env Hopper-v4           # tables, and Hopper-v4.check.png here
+    python -m demos.check ~/.minari/datasets/mujoco/hopper/expert-v0
 
 Takes every format of demos/formats.py. With --env it also says what does not fit that environment.
 """
@@ -19,8 +19,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+if __name__ == "__main__":  # `python demos/check.py` finds the project as `python -m demos.check` does
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from custom_irl import UserError, make_env, replacing
-from demos.formats import Episode, format_of, pack, read, to_transitions
+from demos.formats import DemoError, Episode, format_of, pack, read, to_transitions
 
 matplotlib.use("Agg")  # nothing here needs a screen
 import matplotlib.pyplot as plt
@@ -33,7 +36,7 @@ class Config:
     env: str | None = None
     """environment they should fit"""
     picture: Path | None = None
-    """default: NAME.inspect.png in the current folder"""
+    """default: NAME.check.png in the current folder"""
 
 
 def spread(x: np.ndarray) -> str:
@@ -139,7 +142,7 @@ def main(config: Config) -> None:
     if not found:
         fits = f", and they fit {config.env}" if config.env else ""
         console.print(f"Nothing missing, repeated or constant{fits}.")
-    picture = config.picture or Path(f"{config.path.resolve().stem}.inspect.png")
+    picture = config.picture or Path(f"{config.path.resolve().stem}.check.png")
     draw(episodes, config.path.name, picture)
     console.print(f"picture: {picture}", soft_wrap=True)
 
@@ -147,5 +150,5 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except UserError as error:
+    except (UserError, DemoError) as error:
         sys.exit(f"error: {error}")
