@@ -19,7 +19,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-if __name__ == "__main__":  # `python demos/check.py` finds the project as `python -m demos.check` does
+if (
+    __name__ == "__main__"
+):  # `python demos/check.py` finds the project as `python -m demos.check` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from custom_irl import UserError, make_env, replacing
@@ -77,7 +79,10 @@ def problems(episodes: Sequence[Episode], env_id: str | None) -> list[str]:
 def mismatches(episodes: Sequence[Episode], data: dict[str, np.ndarray], env_id: str) -> list[str]:
     """What does not fit the environment."""
     env, found = make_env(env_id), []
-    for name, x, space in (("obs", data["obs"], env.observation_space), ("acts", data["acts"], env.action_space)):
+    for name, x, space in (
+        ("obs", data["obs"], env.observation_space),
+        ("acts", data["acts"], env.action_space),
+    ):
         if x.shape[1:] != space.shape:
             found.append(f"{name}: {x.shape[1]} numbers; {env_id} has {space.shape[0]}")
         elif outside := int(((x < space.low) | (x > space.high)).any(1).sum()):
@@ -86,7 +91,9 @@ def mismatches(episodes: Sequence[Episode], data: dict[str, np.ndarray], env_id:
     if limit and (longer := sum(len(e.acts) > limit for e in episodes)):
         found.append(f"{longer} episodes are longer than the {limit} steps of {env_id}")
     if limit and (cut := sum(not e.terminated and len(e.acts) < limit for e in episodes)):
-        found.append(f"{cut} episodes stop before the {limit} steps of {env_id} without a terminal state")
+        found.append(
+            f"{cut} episodes stop before the {limit} steps of {env_id} without a terminal state"
+        )
     return found
 
 
@@ -110,7 +117,14 @@ def draw(episodes: Sequence[Episode], title: str, path: Path) -> None:
         for kind, color in ((True, "tab:red"), (False, "tab:blue")):
             chosen = [i for i, e in enumerate(episodes) if e.terminated == kind]
             label = "terminal state" if kind else "time limit or cut off"
-            axes[0, 0].scatter(lengths[chosen], np.array(returns)[chosen], s=14, color=color, alpha=0.6, label=label)
+            axes[0, 0].scatter(
+                lengths[chosen],
+                np.array(returns)[chosen],
+                s=14,
+                color=color,
+                alpha=0.6,
+                label=label,
+            )
         axes[0, 0].set(title="episodes", xlabel="length", ylabel="return")
         axes[0, 0].legend(frameon=False)
     else:
@@ -120,7 +134,9 @@ def draw(episodes: Sequence[Episode], title: str, path: Path) -> None:
     axes[0, 1].set(title="first episode, every observation", xlabel="step")
     for axis, (name, x) in zip(axes[1], (("observations", data["obs"]), ("actions", data["acts"]))):
         finite = [column[np.isfinite(column)] for column in x.T]
-        axis.violinplot([column if len(column) else [0.0] for column in finite], range(x.shape[1]), widths=0.9)
+        axis.violinplot(
+            [column if len(column) else [0.0] for column in finite], range(x.shape[1]), widths=0.9
+        )
         axis.set(title=f"{name}, each dimension", xlabel="dimension")
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,9 @@ from typing import Literal
 
 import tyro
 
-if __name__ == "__main__":  # `python demos/convert.py` finds the project as `python -m demos.convert` does
+if (
+    __name__ == "__main__"
+):  # `python demos/convert.py` finds the project as `python -m demos.convert` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from demos.formats import WRITERS, DemoError, format_of, read, write
@@ -35,7 +37,9 @@ class Config:
 def main(config: Config) -> None:
     to = config.to or BY_SUFFIX.get(config.destination.suffix)
     if to is None:
-        raise DemoError(f"{config.destination}: says no format; expected --to and one of {', '.join(WRITERS)}")
+        raise DemoError(
+            f"{config.destination}: says no format; expected --to and one of {', '.join(WRITERS)}"
+        )
     episodes = read(config.source)
     write(to, config.destination, episodes)
     steps = sum(len(e.acts) for e in episodes)

@@ -38,7 +38,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm import tqdm
 
-if __name__ == "__main__":  # `python demos/generate.py` finds the project as `python -m demos.generate` does
+if (
+    __name__ == "__main__"
+):  # `python demos/generate.py` finds the project as `python -m demos.generate` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from custom_irl import replacing, sha256
@@ -67,12 +69,20 @@ PPO_SETTINGS = dict(
     n_steps=256, batch_size=128, n_epochs=10, gamma=0.99, gae_lambda=0.95, clip_range=0.2,
     learning_rate=lambda remaining: 2e-4 * remaining, ent_coef=0.0, vf_coef=0.5, max_grad_norm=0.5,
 )  # fmt: skip
-NETWORKS = dict(ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256]))
+NETWORKS = dict(
+    ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256])
+)
 RECIPES = {
-    "HalfCheetah-v4": Recipe(3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}),
+    "HalfCheetah-v4": Recipe(
+        3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}
+    ),
     # With less noise at the start Hopper learns to stand still (1030) and stays there.
-    "Hopper-v4": Recipe(2_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": 0}}),
-    "Walker2d-v4": Recipe(3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}),
+    "Hopper-v4": Recipe(
+        2_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": 0}}
+    ),
+    "Walker2d-v4": Recipe(
+        3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}
+    ),
 }
 
 
@@ -120,9 +130,13 @@ def expert_from_sb3(model: PPO, normalizer: VecNormalize) -> Expert:
     return Expert(layers, space.low, space.high)
 
 
-def play_many(env: gym.Env, act: Callable, purpose: str, n: int, quiet: bool = False) -> list[Episode]:
+def play_many(
+    env: gym.Env, act: Callable, purpose: str, n: int, quiet: bool = False
+) -> list[Episode]:
     seeds = range(SEEDS[purpose], SEEDS[purpose] + n)
-    return [play(env, act, seed) for seed in tqdm(seeds, desc=purpose, disable=True if quiet else None)]
+    return [
+        play(env, act, seed) for seed in tqdm(seeds, desc=purpose, disable=True if quiet else None)
+    ]
 
 
 def returns_of(episodes: list[Episode]) -> np.ndarray:
@@ -145,16 +159,23 @@ class EvaluateExpert(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def _on_rollout_start(self) -> None:  # between an update and the next rollout, so that a checkpoint is consistent
+    def _on_rollout_start(
+        self,
+    ) -> None:  # between an update and the next rollout, so that a checkpoint is consistent
         self.bar.update(self.num_timesteps - self.bar.n)
         if self.num_timesteps < self.next_eval:
             return
         self.next_eval = self.num_timesteps + self.args.eval_every
         expert = expert_from_sb3(self.model, self.training_env)
-        score = summary(play_many(self.env, expert, "selection", self.args.eval_episodes, quiet=True))
+        score = summary(
+            play_many(self.env, expert, "selection", self.args.eval_episodes, quiet=True)
+        )
         self.bar.set_postfix_str(f"eval {score['return_mean']:.0f} ± {score['return_std']:.0f}")
         expert.save(self.folder / f"{self.num_timesteps}.npz")
-        for save, name in ((self.model.save, "model.zip"), (self.training_env.save, "normalizer.pkl")):
+        for save, name in (
+            (self.model.save, "model.zip"),
+            (self.training_env.save, "normalizer.pkl"),
+        ):
             save(str(self.folder / f"new-{name}"))
             os.replace(self.folder / f"new-{name}", self.folder / name)
         with (self.folder / "evaluations.jsonl").open("a") as f:
@@ -182,15 +203,22 @@ def train(args: Config) -> Expert:
         # Clipping cannot be folded into a linear layer, hence a bound that is never reached.
         envs = VecNormalize(envs, clip_obs=1e6, gamma=recipe.ppo["gamma"])
         model = PPO("MlpPolicy", envs, seed=args.seed, device="cpu", **recipe.ppo)
-    with tqdm(total=recipe.total_timesteps, desc=f"{args.env} expert", unit="step", disable=None) as bar:
+    with tqdm(
+        total=recipe.total_timesteps, desc=f"{args.env} expert", unit="step", disable=None
+    ) as bar:
         remaining = recipe.total_timesteps - model.num_timesteps
         if remaining > 0:
-            model.learn(remaining, callback=EvaluateExpert(args, folder, bar), reset_num_timesteps=False)
+            model.learn(
+                remaining, callback=EvaluateExpert(args, folder, bar), reset_num_timesteps=False
+            )
     # Ten episodes miss a fall in fifty, so the best few play again.
     best = sorted(read_evaluations(folder), key=lower_bound)[-args.finalists :]
     experts = [Expert.load(folder / f"{score['steps']}.npz") for score in best]
     env = gym.make(args.env)
-    return max(experts, key=lambda expert: lower_bound(summary(play_many(env, expert, "selection", args.episodes))))
+    return max(
+        experts,
+        key=lambda expert: lower_bound(summary(play_many(env, expert, "selection", args.episodes))),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ recording
@@ -231,7 +259,10 @@ def record(args: Config, expert: Expert) -> dict:
     fresh = play_many(env, noisy, "fresh", args.episodes)
     uniform = play_many(env, lambda obs: env.action_space.sample(), "random", args.episodes)
 
-    files = {kind: args.out / f"{args.env}.{kind}" for kind in ("npz", "rewards.npz", "expert.npz", "json")}
+    files = {
+        kind: args.out / f"{args.env}.{kind}"
+        for kind in ("npz", "rewards.npz", "expert.npz", "json")
+    }
     expert.save(files["expert.npz"])
     arrays = pack(demos)
     write_npz(files["rewards.npz"], rewards=arrays.pop("rewards"))
@@ -250,7 +281,9 @@ def record(args: Config, expert: Expert) -> dict:
             "seed": args.seed,
             "kept": f"best of {args.finalists} finalists in {args.episodes} episodes, by mean minus standard deviation",
         },
-        "seeds": {k: [first, first + args.episodes - 1] for k, first in SEEDS.items() if k != "bank"},
+        "seeds": {
+            k: [first, first + args.episodes - 1] for k, first in SEEDS.items() if k != "bank"
+        },
         "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -259,15 +292,32 @@ def record(args: Config, expert: Expert) -> dict:
     return card
 
 
-BANK_LEVELS = np.linspace(0.1, 0.95, 9)  # of the expert's return: two episodes of the nearest checkpoint each
-BANK_NOISE = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7)  # standard deviation added to the expert's actions
+BANK_LEVELS = np.linspace(
+    0.1, 0.95, 9
+)  # of the expert's return: two episodes of the nearest checkpoint each
+BANK_NOISE = (
+    0.1,
+    0.2,
+    0.3,
+    0.45,
+    0.6,
+    0.8,
+    1.0,
+    1.3,
+    1.7,
+)  # standard deviation added to the expert's actions
 
 
 def bank_policies(args: Config) -> list[tuple[str, Callable]]:
     """(name, policy) of every episode of the bank: checkpoints of the training, noisy experts, random actions."""
-    folder, rng = HERE / ".training" / f"{args.env}-seed{args.seed}", np.random.default_rng(args.seed)
+    folder, rng = (
+        HERE / ".training" / f"{args.env}-seed{args.seed}",
+        np.random.default_rng(args.seed),
+    )
     if not (past := read_evaluations(folder)):
-        sys.exit(f"error: {folder}: holds no checkpoints; train the expert here first, without --bank")
+        sys.exit(
+            f"error: {folder}: holds no checkpoints; train the expert here first, without --bank"
+        )
     expert = Expert.load(HERE / f"{args.env}.expert.npz")
 
     def noisy(std: float) -> Callable:
@@ -282,14 +332,17 @@ def bank_policies(args: Config) -> list[tuple[str, Callable]]:
         steps = min(past, key=lambda score: abs(score["return_mean"] - level))["steps"]
         policies += 2 * [(f"checkpoint {steps}", Expert.load(folder / f"{steps}.npz"))]
     policies += [(f"noise {std}", noisy(std)) for std in BANK_NOISE]
-    return policies + 3 * [("random", lambda obs: rng.uniform(expert.low, expert.high).astype(np.float32))]
+    return policies + 3 * [
+        ("random", lambda obs: rng.uniform(expert.low, expert.high).astype(np.float32))
+    ]
 
 
 def record_bank(args: Config) -> dict:
     """Plays and writes the bank and its card; returns the card."""
     env, policies = gym.make(args.env), bank_policies(args)
     episodes = [
-        play(env, act, SEEDS["bank"] + i) for i, (_, act) in enumerate(tqdm(policies, desc="bank", disable=None))
+        play(env, act, SEEDS["bank"] + i)
+        for i, (_, act) in enumerate(tqdm(policies, desc="bank", disable=None))
     ]
     path = args.out / f"{args.env}.bank.npz"
     write_npz(path, **pack(episodes))
@@ -314,7 +367,9 @@ def record_bank(args: Config) -> dict:
 def describe(recipe: Recipe) -> dict:
     """The recipe as JSON: functions and classes by name, a learning-rate schedule by its first value."""
     ppo = {k: f"linear from {v(1.0):g} to 0" if callable(v) else v for k, v in recipe.ppo.items()}
-    ppo["policy_kwargs"] = {k: v.__name__ if isinstance(v, type) else v for k, v in ppo["policy_kwargs"].items()}
+    ppo["policy_kwargs"] = {
+        k: v.__name__ if isinstance(v, type) else v for k, v in ppo["policy_kwargs"].items()
+    }
     return {"total_timesteps": recipe.total_timesteps, "n_envs": recipe.n_envs, **ppo}
 
 
@@ -335,7 +390,9 @@ def main(args: Config) -> None:
         ("fresh", card["expert"]["fresh"]),
         ("random", card["random"]),
     ):
-        print(f"{args.env} {name}: {row['return_mean']:.1f} ± {row['return_std']:.1f}, min {row['return_min']:.1f}")
+        print(
+            f"{args.env} {name}: {row['return_mean']:.1f} ± {row['return_std']:.1f}, min {row['return_min']:.1f}"
+        )
 
 
 if __name__ == "__main__":
