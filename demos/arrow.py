@@ -303,7 +303,7 @@ def write_lerobot(path: Path, episodes: Sequence[Episode]) -> None:
     columns = {
         "observation.state": np.concatenate([e.obs for e in episodes]),
         "action": np.concatenate([np.concatenate([e.acts, e.acts[-1:]]) for e in episodes]),
-        "timestamp": float32(frame / FRAMES_PER_SECOND),
+        "timestamp": np.float32(frame / FRAMES_PER_SECOND),
         "frame_index": frame,
         "episode_index": np.repeat(np.arange(len(episodes)), lengths),
         "index": np.arange(total),

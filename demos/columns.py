@@ -81,12 +81,15 @@ def read_columns(
         keys = [k for k in keys if k not in NAMES["obs"] + NAMES["next_obs"]]
         keys += chosen + ([key for key in following if key] if all(following) else [])
     pickled = [key for key in keys if not shapes[key].plain]
+    needed = (*chosen, *NAMES["obs"], *NAMES["acts"], *NAMES["next_obs"])
+    if lost := [key for key in pickled if key in needed]:
+        raise DemoError(
+            f"{path}: key '{lost[0]}' is pickled, elsewhere or no numbers; expected vectors"
+        )
     keys = [key for key in keys if shapes[key].plain]
     check_size(path, sum(shapes[key].size for key in keys), options.max_bytes)
     arrays = load(keys)
     if chosen:
-        if lost := [key for key in chosen if key in pickled]:
-            raise DemoError(f"{path}: key '{lost[0]}' holds no plain numbers; expected vectors")
         data = {k: x for k, x in arrays.items() if k not in chosen and k not in following}
         data["obs"] = side_by_side(path, chosen, arrays)
         if all(following):
@@ -98,7 +101,7 @@ def read_columns(
     if unread := sorted(set(shapes) - set(keys)):
         rows.note(f"not read: {listed(unread)}")
     if pickled:
-        rows.note(f"pickled or no numbers, therefore not read: {listed(pickled)}")
+        rows.note(f"pickled, elsewhere or no numbers: {listed(pickled)}")
     return rows
 
 

@@ -235,7 +235,7 @@ def npy_shape(archive: zipfile.ZipFile, member: str) -> Shape:
         if version not in headers:
             return Shape((), np.dtype(object), plain=False)
         shape, _, dtype = headers[version](f)
-    return Shape(shape, dtype, plain=dtype.kind in "biufUS")
+    return Shape(shape, dtype, plain=dtype.kind in "biufcUS")
 
 
 def read_npz(path: Path, options: Options) -> tuple[Rows, None]:

@@ -59,7 +59,9 @@ def hdf5_shape(dataset) -> Shape:
     here = dataset.shape is not None and not dataset.is_virtual and not dataset.external
     shape = dataset.shape if here else ()
     piece = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
-    return Shape(shape, dataset.dtype, here and dataset.dtype.kind in "biufS" and piece < MAX_BYTES)
+    return Shape(
+        shape, dataset.dtype, here and dataset.dtype.kind in "biufcS" and piece < MAX_BYTES
+    )
 
 
 def arrays_in(group, depth: int = 1, prefix: str = "") -> dict:
@@ -252,20 +254,21 @@ def read_minari(path: Path, options: Options) -> tuple[Rows, None]:
     metadata = read_json(folder / "metadata.json")
     file = folder / "main_data.hdf5"
     if not file.is_file():
-        raise DemoError(f"{file}: no such file; expected Minari's format hdf5")
-    with open_hdf5(file) as f:
-        groups = {k: g for k, g in children(f).items() if k.startswith("episode_")}
-        groups = {name: groups[name] for name in sorted(groups, key=number_of)}
-        if not groups:
-            raise DemoError(f"{file}: no group episode_0, episode_1, ...; expected one an episode")
-        parts = read_groups(file, groups, options)
-    for name, part in zip(groups, parts):
+        parts = minari_parts(folder, options)
+    else:
+        with open_hdf5(file) as f:
+            groups = {k: g for k, g in children(f).items() if k.startswith("episode_")}
+            groups = {name: groups[name] for name in sorted(groups, key=number_of)}
+            parts = read_groups(file, groups, options)
+    if not parts:
+        raise DemoError(f"{folder}: holds no episode; expected episode_0, episode_1, ...")
+    for part in parts:
         for ours in ("obs", "acts"):
             if ours not in part.data:
-                raise DemoError(f"{file}: key '{ours}' is missing in {name}; expected obs and acts")
+                raise DemoError(f"{part.where}: key '{ours}' is missing; expected obs and acts")
         if len(part.data["obs"]) != len(part.data["acts"]) + 1:
             shapes = f"{len(part.data['obs'])} observations, {len(part.data['acts'])} actions"
-            raise DemoError(f"{file}: {name} has {shapes}; expected T+1 and T")
+            raise DemoError(f"{part.where}: has {shapes}; expected T+1 and T")
     always = [
         k for k in ("acts", "rewards", "terminated", "truncated") if all(k in p.data for p in parts)
     ]
@@ -280,6 +283,33 @@ def read_minari(path: Path, options: Options) -> tuple[Rows, None]:
     if empty := int((lengths == 0).sum()):
         rows.note(f"{plural(empty, 'episode')} without a step left out")
     return rows, None
+
+
+def minari_parts(folder: Path, options: Options) -> list[Rows]:
+    """The episodes of a dataset in Minari's other format (Parquet), as Minari reads it."""
+    import minari
+
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    check_size(folder, sum(file.stat().st_size for file in files), options.max_bytes)
+    parts = []
+    for e in minari.MinariDataset(folder):
+        arrays = {
+            "actions": e.actions,
+            "rewards": e.rewards,
+            "terminations": e.terminations,
+            "truncations": e.truncations,
+        }
+        if isinstance(e.observations, dict):
+            arrays |= {f"observations/{key}": x for key, x in e.observations.items()}
+        else:
+            arrays["observations"] = e.observations
+        arrays = {key: np.asarray(x) for key, x in arrays.items()}
+        shapes = {k: Shape(x.shape, x.dtype, x.dtype.kind in "biuf") for k, x in arrays.items()}
+        where = folder / f"episode_{e.id}"
+        parts.append(
+            read_columns(where, shapes, lambda keys, a=arrays: {k: a[k] for k in keys}, options)
+        )
+    return parts
 
 
 def write_minari(path: Path, episodes: Sequence[Episode]) -> None:

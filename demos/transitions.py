@@ -648,12 +648,12 @@ def from_transitions(table: Table) -> list[Episode]:
     links = link(table)
     note_links(table, links)
     keep = without_resets(table)
-    follower = np.where((links.next >= 0) & keep[links.next], links.next, -1)
+    follower = np.where((links.next >= 0) & keep & keep[links.next], links.next, -1)
     episodes = []
     tails = []
     for chain in chains(follower, keep):
         last = chain[-1]
-        at = slice(chain[0], last + 1) if last - chain[0] == len(chain) - 1 else chain
+        at = slice(chain[0], last + 1) if (np.diff(chain) == 1).all() else chain
         tails.append(int(last))
         episodes.append(
             table.episode(at, table.next_obs[last : last + 1], bool(ends.terminated[last]))
@@ -821,10 +821,9 @@ def chains(follower: np.ndarray, keep: np.ndarray) -> list[np.ndarray]:
     """Rows of each episode in order; episodes in the order of their first rows."""
     n = len(follower)
     if ((follower < 0) | (follower == np.arange(n) + 1)).all():
-        begins = np.r_[True, follower[:-1] < 0] & keep
-        stops = (follower < 0) & keep
-        pairs = zip(np.flatnonzero(begins).tolist(), np.flatnonzero(stops).tolist())
-        return [np.arange(a, b + 1) for a, b in pairs]
+        begins = np.flatnonzero(np.r_[True, follower[:-1] < 0] & keep).tolist()
+        stops = np.flatnonzero((follower < 0) & keep).tolist()
+        return [np.arange(a, b + 1) for a, b in zip(begins, stops, strict=True)]
     has_leader = np.zeros(n, bool)
     has_leader[follower[follower >= 0]] = True
     left = keep.copy()
