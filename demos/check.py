@@ -24,7 +24,6 @@ from rich.table import Table
 if __name__ == "__main__":  # `python demos/check.py` finds the project as -m does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from custom_irl import UserError, make_env
 from demos.formats import (
     MAX_BYTES,
     DemoError,
@@ -162,11 +161,20 @@ def strange_steps(episodes: Sequence[Episode], lengths: np.ndarray) -> list[Find
     return found
 
 
+def environment(env_id: str):
+    from custom_irl import UserError, make_env  # here: PyTorch is needed with --env only
+
+    try:
+        return make_env(env_id)
+    except UserError as error:
+        raise DemoError(str(error)) from None
+
+
 def mismatches(
     episodes: Sequence[Episode], data: dict[str, np.ndarray], env_id: str
 ) -> list[Finding]:
     """What does not fit the environment."""
-    env = make_env(env_id)
+    env = environment(env_id)
     found = []
     spaces = {"obs": env.observation_space, "acts": env.action_space}
     # Which transition each row of obs belongs to; the last one of an episode to its last.
@@ -329,5 +337,5 @@ def main(config: Config) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Config, description=__doc__)))
-    except (UserError, DemoError) as error:
+    except DemoError as error:
         sys.exit(f"error: {error}")

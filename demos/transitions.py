@@ -688,10 +688,12 @@ def without_resets(table: Table) -> np.ndarray:
             f" (first: row {t[0]}) and no key marks time limits; expected truncated, timeouts or"
             " dones too"
         )
-    legs = (table.next_obs[t] - table.obs[t], table.next_obs[after] - table.obs[after])
+    with np.errstate(invalid="ignore", over="ignore"):
+        steps = table.next_obs - table.obs
+    legs = (steps[t], steps[after])
     usual = ~table.ends.ended
     usual[after] = False
-    steps = (table.next_obs - table.obs)[usual]
+    steps = steps[usual]
     on_next = False if table.ends.ended[after].any() else (
         resets_on_next_step(table, after, legs, steps)
     )  # fmt: skip
@@ -874,7 +876,9 @@ def jumps(episodes: list[Episode]) -> np.ndarray:
     twice the next smaller, those from there up are jumps. Coordinates that rest in half of the
     steps (contacts, goals) and full turns of an angle are left out.
     """
-    change = np.concatenate([np.abs(np.diff(e.obs.astype(np.float64), axis=0)) for e in episodes])
+    with np.errstate(invalid="ignore"):
+        steps = [np.diff(e.obs.astype(np.float64), axis=0) for e in episodes]
+    change = np.abs(np.concatenate(steps))
     change = np.where(np.isfinite(change), change, 0.0)
     n = len(change)
     if n < 20:
