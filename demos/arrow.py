@@ -30,8 +30,9 @@ def read_imitation(path: Path, options: Options) -> tuple[Rows, None]:
     check_size(path, sum(file.stat().st_size for file in files), options.max_bytes)
     tables = []
     for file in files:
-        with pa.memory_map(str(file)) as source:
-            tables.append(pa.ipc.open_stream(source).read_all())
+        # Not mapped: a damaged file must not become an access outside of it.
+        tables.append(pa.ipc.open_stream(pa.py_buffer(file.read_bytes())).read_all())
+        tables[-1].validate(full=True)
     table = pa.concat_tables(tables)
     for key in ("obs", "acts", "terminal"):
         if key not in table.column_names:
@@ -224,6 +225,7 @@ def read_lerobot(path: Path, options: Options) -> tuple[Rows, np.ndarray]:
     parts = []
     for file, one in zip(files, opened):
         table = one.read(columns=needed)
+        table.validate(full=True)
         parts.append({name: column_of(file, name, table) for name in needed})
     widths = {name: {part[name].shape[1:] for part in parts} for name in needed}
     if odd := [name for name, shapes in widths.items() if len(shapes) > 1]:

@@ -151,7 +151,7 @@ def returns_of(episodes: list[Episode]) -> np.ndarray:
 
 
 class EvaluateExpert(BaseCallback):
-    """Every `eval_every` steps: evaluates and stores the expert, and a checkpoint to resume from."""
+    """Every `eval_every` steps: evaluates and stores the expert, and a checkpoint to go on from."""
 
     def __init__(self, args: Config, folder: Path, bar: tqdm):
         super().__init__()

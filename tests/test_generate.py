@@ -1,4 +1,4 @@
-"""The generator of the demonstrations: training that resumes, the folded expert, recording, bad input."""
+"""The generator of the demonstrations: training that resumes, the expert, recording, bad input."""
 
 import json
 from dataclasses import replace
@@ -113,7 +113,7 @@ def test_a_broken_expert_and_a_folder_that_cannot_be_written_get_a_clear_line(sm
         generate.main(replace(small, record_only=True))
     generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz").save(weights)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DemoError, match="file.* cannot be written"):
+    with pytest.raises(DemoError, match=r"file.* cannot be written"):
         generate.main(replace(small, record_only=True, out=tmp_path / "file"))
 
 
