@@ -1,8 +1,8 @@
 """AIRL (Fu et al. 2018, arXiv 1710.11248):  python -m baselines.airl --env Hopper-v4
 
-Deviates from the paper: PPO in place of TRPO; g sees the action too, and the policy gets f itself (the contract);
-inputs are normalised by running statistics, as in imitation's tuned settings. Without policy access
-(--no-policy-access) log pi is not known, and the logit is f alone.
+Deviates from the paper: PPO in place of TRPO; g sees the action too, and the policy gets f itself
+(the contract); inputs are normalised by running statistics, as in imitation's tuned settings.
+Without policy access (--no-policy-access) log pi is not known, and the logit is f alone.
 """
 
 import torch
@@ -27,7 +27,11 @@ class AIRLReward(nn.Module):
 
     def forward(self, state, action, next_state):
         s, next_s = self.obs_norm(state), self.obs_norm(next_state)
-        return self.g(torch.cat([s, self.act_norm(action)], -1)) + self.gamma * self.h(next_s) - self.h(s)
+        return (
+            self.g(torch.cat([s, self.act_norm(action)], -1))
+            + self.gamma * self.h(next_s)
+            - self.h(s)
+        )
 
 
 class AIRL(AdversarialIRL):

@@ -1,7 +1,8 @@
 """Behavioural cloning inside the loop:  python -m baselines.bc --env Hopper-v4
 
-The contract's form: in each `update`, 20 steps of negative log-likelihood on the live policy, entropy weight 0.001; the
-reward is 0. PPO still runs, on advantages that are its critic's noise: that is part of this baseline as published.
+The contract's form: in each `update`, 20 steps of negative log-likelihood on the live policy,
+entropy weight 0.001; the reward is 0. PPO still runs, on advantages that are its critic's noise:
+that is part of this baseline as published.
 """
 
 import torch
@@ -33,7 +34,9 @@ class BC:
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         if self.policy is None:
-            raise UserError("BC: has no reward to learn from; expected policy access (no --no-policy-access)")
+            raise UserError(
+                "BC: has no reward to learn from; expected policy access (no --no-policy-access)"
+            )
         for _ in range(self.steps):
             rows = torch.randint(len(self.expert["obs"]), (self.args.irl_batch_size,))
             _, logprob, entropy, _ = self.policy.get_action_and_value(

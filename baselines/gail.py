@@ -1,7 +1,7 @@
 """GAIL (Ho and Ermon 2016, arXiv 1606.03476):  python -m baselines.gail --env Hopper-v4
 
-Deviates from the paper: PPO in place of TRPO, and the discriminator sees s' too (the contract); inputs are normalised
-by running statistics, as in imitation's tuned settings.
+Deviates from the paper: PPO in place of TRPO, and the discriminator sees s' too (the contract);
+inputs are normalised by running statistics, as in imitation's tuned settings.
 """
 
 import torch

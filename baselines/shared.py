@@ -15,18 +15,29 @@ def running_norm(dim: int) -> nn.Module:
 def mlp(in_dim: int) -> nn.Sequential:
     """256-256-1 with ReLU, as imitation's reward networks have it."""
     return nn.Sequential(
-        nn.Linear(in_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1), nn.Flatten(0)
+        nn.Linear(in_dim, 256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, 1),
+        nn.Flatten(0),
     )
 
 
 class AdversarialIRL:
     """Binary cross-entropy between expert transitions (label 1) and the newest rollout's (label 0).
 
-    A subclass says what the logit of a batch is. One step of `args.irl_batch_size` pairs a call of `update`.
+    A subclass says what the logit of a batch is. One step of `args.irl_batch_size` pairs a call of
+    `update`.
     """
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
-        self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
+        self.reward_net, self.expert, self.args, self.device = (
+            reward_net,
+            expert_demos,
+            args,
+            device,
+        )
         self.optimizer = optim.Adam(reward_net.parameters(), lr=args.irl_lr)
 
     def logits(self, obs, acts, next_obs):
@@ -38,7 +49,9 @@ class AdversarialIRL:
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         size = self.args.irl_batch_size
-        expert = self.sample((self.expert["obs"], self.expert["acts"], self.expert["next_obs"]), size)
+        expert = self.sample(
+            (self.expert["obs"], self.expert["acts"], self.expert["next_obs"]), size
+        )
         policy = self.sample((policy_obs, policy_acts, policy_next_obs), size)
         batch = [torch.cat(pair) for pair in zip(expert, policy)]
         self.reward_net.update_normalizer(*batch)
