@@ -1325,14 +1325,14 @@ class EpisodeSums:
 
 @dataclass
 class Training:
-    """Everything that training changes."""
+    """Everything that training changes. A trainer with a loop of its own fills what it has."""
 
-    policy: Policy
-    optimizer: optim.Optimizer
-    reward_net: nn.Module | None  # None, as algorithm: the oracle
-    algorithm: object | None
-    reward_norm: RunningNorm
-    episodes: EpisodeSums
+    policy: nn.Module
+    optimizer: optim.Optimizer | None = None
+    reward_net: nn.Module | None = None  # None, as algorithm: the oracle
+    algorithm: object | None = None
+    reward_norm: RunningNorm = field(default_factory=RunningNorm)
+    episodes: EpisodeSums | None = None
     rows: list[dict] = field(default_factory=list)  # of metrics.csv, one a round
     seconds: dict[str, float] = field(default_factory=dict)  # spent in each phase
 
@@ -1358,8 +1358,8 @@ def start_training(
         algorithm = algorithm_cls(reward_net, tensors, envs.obs_dim, envs.action_dim, device, args)
         if hasattr(algorithm, "set_policy") and not args.no_policy_access:
             algorithm.set_policy(policy, optimizer)
-    episodes = EpisodeSums(args.num_envs)
-    return Training(policy, optimizer, reward_net, algorithm, RunningNorm(), episodes)
+    sums = EpisodeSums(args.num_envs)
+    return Training(policy, optimizer, reward_net, algorithm, episodes=sums)
 
 
 def anneal(optimizer: optim.Optimizer, learning_rate: float, round_: int, num_rounds: int) -> None:
@@ -1467,7 +1467,12 @@ def describe_demos(args: Args, demos: Demos | None) -> dict:
 
 
 def save_run(
-    folder: Path, training: Training, args: Args, method: str, demos: dict, card: dict | None
+    folder: Path,
+    training: Training,
+    args: Args,
+    method: str,
+    demos: Demos | None,
+    card: dict | None,
 ) -> dict:
     """Evaluates the final policy and writes the files of a finished run; returns the result.
 
@@ -1483,7 +1488,7 @@ def save_run(
     write_metrics(folder / "metrics.csv", training.rows)
     hyperparameters = getattr(training.algorithm, "hyperparameters", None)
     seconds = {phase: round(s, 3) for phase, s in training.seconds.items()}
-    steps = len(training.rows) * args.batch_size
+    steps = training.rows[-1]["steps"] if training.rows else 0
     result = {
         "schema": 2,
         "id": uuid.uuid4().hex,
@@ -1500,7 +1505,7 @@ def save_run(
         "seconds": seconds,
         "config": config_of(args),
         "hyperparameters": asdict(hyperparameters) if hyperparameters else {},
-        "demos": demos,
+        "demos": describe_demos(args, demos),
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -1535,20 +1540,19 @@ def announce_demos(args: Args, demos: Demos) -> None:
         )
 
 
-def prepare(
-    reward_cls: type, algorithm_cls: type, args: Args, envs: VectorEnv
-) -> tuple[Training, dict, dict | None]:
-    """Training before its first round, the description of the demonstrations, and their card."""
+def prepare_demos(
+    args: Args, algorithm_cls: type | None = None
+) -> tuple[Demos | None, dict | None]:
+    """The demonstrations, where they are used, and their card; says what is used of them."""
     demos = None
     if not args.true_reward and getattr(algorithm_cls, "needs_demos", True):
-        dims = (envs.obs_dim, envs.action_dim)
+        dims = env_dims(args)
         demos = load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
         announce_demos(args, demos)
     card, note = load_card(args.demos_path, args.env)
     if note:
         print(note, file=sys.stderr)
-    training = start_training(reward_cls, algorithm_cls, args, envs, demos)
-    return training, describe_demos(args, demos), card
+    return demos, card
 
 
 def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
@@ -1564,8 +1568,9 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
         raise UserError(f"{folder}: holds a finished run; --overwrite it or change --out")
     torch.set_num_threads(1)  # a second thread costs more than it saves at this size
     seed_everything(args.seed)
+    demos, card = prepare_demos(args, algorithm_cls)
     envs = VectorEnv(args)
-    training, demos, card = prepare(reward_cls, algorithm_cls, args, envs)
+    training = start_training(reward_cls, algorithm_cls, args, envs, demos)
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()  # a folder that cannot be written to fails now
     train(training, envs, args, f"{method} {args.env} seed {args.seed}")

@@ -28,7 +28,7 @@ class GAILDiscriminator(nn.Module):
 
 
 class GAIL(AdversarialIRL):
-    """The reward is -log(1 - D) = softplus(logit): positive everywhere, so it pays to stay alive."""
+    """The reward is -log(1 - D) = softplus(logit), positive: every step alive is worth something."""
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():

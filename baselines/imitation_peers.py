@@ -52,7 +52,9 @@ def make_ppo(args: irl.Args, envs) -> PPO:
         max_grad_norm=args.max_grad_norm,
     )  # fmt: skip
     # imitation calls `learn` once a round, so SB3's own notion of progress starts anew each time.
-    ppo.lr_schedule = lambda _: args.learning_rate * (1 - (ppo.num_timesteps / args.batch_size - 1) / args.num_rounds)
+    ppo.lr_schedule = lambda _: (
+        args.learning_rate * (1 - (ppo.num_timesteps / args.batch_size - 1) / args.num_rounds)
+    )
     return ppo
 
 
@@ -88,20 +90,28 @@ def make_trainer(trainer_cls: type, args: irl.Args, demos: Transitions, envs) ->
     )  # fmt: skip
 
 
-def train_adversarial(trainer_cls: type, args: irl.Args, demos: Transitions, envs, rows: list[dict]):
+def train_adversarial(
+    trainer_cls: type, args: irl.Args, demos: Transitions, envs, rows: list[dict]
+):
     """A row of metrics a round; returns the policy."""
     trainer = make_trainer(trainer_cls, args, demos, envs)
     ppo = trainer.gen_algo
 
     def note(round_: int) -> None:
         returns = [episode["r"] for episode in ppo.ep_info_buffer]
-        rows.append({"steps": ppo.num_timesteps, "true_return": float(np.mean(returns)) if returns else ""})
+        rows.append(
+            {"steps": ppo.num_timesteps, "true_return": float(np.mean(returns)) if returns else ""}
+        )
 
     trainer.train(args.num_rounds * args.batch_size, callback=note)
     return trainer.policy
 
 
-PEERS = {"bc": train_bc, "gail": partial(train_adversarial, GAIL), "airl": partial(train_adversarial, AIRL)}
+PEERS = {
+    "bc": train_bc,
+    "gail": partial(train_adversarial, GAIL),
+    "airl": partial(train_adversarial, AIRL),
+}
 
 
 def as_transitions(demos: dict[str, torch.Tensor]) -> Transitions:
@@ -116,9 +126,14 @@ def run(peer: str, args: irl.Args) -> dict:
     torch.set_num_threads(1)
     envs = make_vec_env(lambda: irl.make_env(args.env), args.num_envs, seed=args.seed)
     dims = envs.observation_space.shape[0], envs.action_space.shape[0]
-    demos = as_transitions(irl.load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample))
+    demos = as_transitions(
+        irl.load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
+    )
     method = f"imitation-{peer}"
-    folder, description = args.folder(method), irl.describe_run(args, method, (EvaluatedPolicy, train_bc))
+    folder, description = (
+        args.folder(method),
+        irl.describe_run(args, method, (EvaluatedPolicy, train_bc)),
+    )
     if (result := irl.open_folder(folder, description, args.overwrite)) is not None:
         return result
     origin, rows, seconds = irl.provenance(), [], {}
@@ -126,13 +141,22 @@ def run(peer: str, args: irl.Args) -> dict:
         policy = PEERS[peer](args, demos, envs, rows)
     irl.write_metrics(folder / "metrics.csv", rows)
     rounds = 0 if peer == "bc" else args.num_rounds
-    state = {"policy": EvaluatedPolicy(policy), "reward_net": None, "round": rounds, "seconds": seconds}
-    return irl.write_result(folder, description | origin, args, state, irl.load_card(args.demos_path), len(demos))
+    state = {
+        "policy": EvaluatedPolicy(policy),
+        "reward_net": None,
+        "round": rounds,
+        "seconds": seconds,
+    }
+    return irl.write_result(
+        folder, description | origin, args, state, irl.load_card(args.demos_path), len(demos)
+    )
 
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in PEERS:
-        sys.exit(f"error: python -m benchmark.peers PEER [flags of custom_irl.py]; PEER is one of {', '.join(PEERS)}")
+        sys.exit(
+            f"error: python -m benchmark.peers PEER [flags of custom_irl.py]; PEER is one of {', '.join(PEERS)}"
+        )
     try:
         args = irl.parse_args(sys.argv[2:])
         irl.print_result(run(sys.argv[1], args), args)

@@ -1,4 +1,4 @@
-"""What the reference methods share: an input normaliser, the network's shape, the discriminator's training step."""
+"""What the reference methods share: input normaliser, network shape, the discriminator's step."""
 
 import torch
 import torch.nn as nn
@@ -8,7 +8,7 @@ from imitation.util.networks import RunningNorm
 
 
 def running_norm(dim: int) -> nn.Module:
-    """imitation's input normaliser; in evaluation mode, so that only `update_stats` changes its statistics."""
+    """imitation's input normaliser, in evaluation mode: only `update_stats` changes statistics."""
     return RunningNorm(dim).eval()
 
 

@@ -162,8 +162,8 @@ def run(
     method = "oracle" if args.true_reward else method
     torch.set_num_threads(1)
     irl.seed_everything(args.seed)
+    demos, card = irl.prepare_demos(args, algorithm_cls)
     envs = ReplayableVectorEnv(args)
-    training, demos, card = irl.prepare(reward_cls, algorithm_cls, args, envs)
     identity = runs.identity_of(args, method, (reward_cls, algorithm_cls), frozen_reward)
     result = runs.open_folder(args.out, identity, quick, args.overwrite)
     if result is not None:
@@ -171,6 +171,8 @@ def run(
     unfinished = args.out / CHECKPOINT
     if unfinished.exists():
         training = load_checkpoint(unfinished, envs)
+    else:
+        training = irl.start_training(reward_cls, algorithm_cls, args, envs, demos)
     keep = AfterRound(args.out, envs, signals)
     try:
         irl.train(training, envs, args, f"{method} {args.env} seed {args.seed}", keep)

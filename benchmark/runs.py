@@ -206,6 +206,30 @@ def read_result(folder: Path) -> dict:
     return result
 
 
+def run_trainer(
+    train: Callable[[irl.Args, irl.Demos | None], irl.Training],
+    args: irl.Args,
+    method: str,
+    classes: tuple[type, type],
+    frozen_reward: Path | None = None,
+) -> dict:
+    """A trainer with a loop of its own: `train(args, demos)`, with the folder and files of any run.
+
+    `train` returns policy, rows and seconds. The policy has `actor_mean` and `actor_logstd`, which
+    evaluation needs. `classes`: two whose files identify the code; `needs_demos` of the second says
+    whether demonstrations are read. Not resumable.
+    """
+    torch.set_num_threads(1)
+    irl.seed_everything(args.seed)
+    demos, card = irl.prepare_demos(args, classes[1])
+    identity = identity_of(args, method, classes, frozen_reward)
+    result = open_folder(args.out, identity, quick=False, overwrite=args.overwrite)
+    if result is not None:
+        return result
+    training = train(args, demos)
+    return irl.save_run(args.out, training, args, method, demos, card)
+
+
 # ---------------------------------------------------------------------------------- command lines
 @contextmanager
 def one_line_errors() -> Iterator[None]:
