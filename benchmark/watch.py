@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +37,9 @@ from benchmark.load import load_run, policy_action
 from demos.expert import Expert, play
 
 WIDTH, HEIGHT = 320, 240  # of a cell's picture, pixels
-HEAD, CAPTION = 36, 26  # height of a column's head and of a cell's caption, pixels
+HEAD, CAPTION = 44, 30  # height of a column's head and of a cell's caption, pixels
 FRAMES_PER_SECOND = 20
-WEBP_QUALITY = 45
+WEBP_QUALITY = 30
 EXPERT = "expert"
 MUJOCO_PLANE = 0  # mujoco.mjtGeom.mjGEOM_PLANE
 FORMATS = (".mp4", ".gif", ".webp")
@@ -66,46 +69,63 @@ class Shot:
 
 
 # ---------------------------------------------------------------------------------------- filming
+@contextmanager
+def drawing(env_id: str) -> Iterator[None]:
+    """Makes one line of an error in drawing: the environment's own reason, and MuJoCo's remedy."""
+    try:
+        yield
+    except irl.UserError:
+        raise
+    except Exception as error:  # which one depends on the environment and its drawing library
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        remedy = ""
+        if any("mujoco" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+            backend = os.environ.get("MUJOCO_GL", "not set")
+            remedy = f"; MUJOCO_GL is {backend}: egl needs libegl1, osmesa needs libosmesa6"
+        raise irl.UserError(f"{env_id}: cannot be drawn ({reason}){remedy}") from None
+
+
 def make_stage(env_id: str, max_episode_steps: int | None) -> gym.Env:
     """An environment that can draw: in the cell's size if its constructor takes one.
 
     Raises:
         UserError: with the environment's own reason why it cannot.
     """
-    size = {"width": WIDTH, "height": HEIGHT}
-    env = None
-    try:
+    kwargs = {"max_episode_steps": max_episode_steps, "render_mode": "rgb_array"}
+    with drawing(env_id):
         try:
-            env = irl.make_env(env_id, max_episode_steps, render_mode="rgb_array", **size)
+            env = irl.make_env(env_id, **kwargs, width=WIDTH, height=HEIGHT)
         except TypeError:
-            env = irl.make_env(env_id, max_episode_steps, render_mode="rgb_array")
+            env = irl.make_env(env_id, **kwargs)
         enlarge_floor(env)
         env.reset()
-        frame = env.render()
-    except irl.UserError:
-        raise
-    except Exception as error:  # which one depends on the environment and its drawing library
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        hint = ""
-        if hasattr(env, "unwrapped") and hasattr(env.unwrapped, "mujoco_renderer"):
-            backend = os.environ.get("MUJOCO_GL", "not set")
-            hint = f"; MUJOCO_GL is {backend}, expected egl with libegl1 or osmesa with libosmesa6"
-        raise irl.UserError(f"{env_id}: cannot be drawn ({reason}){hint}") from None
-    if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-        kind = type(frame).__name__
-        raise irl.UserError(f"{env_id}: render() returned {kind}; expected an array (H, W, 3)")
+        draw(env)
     return env
 
 
+def draw(env: gym.Env) -> Image.Image:
+    """A picture of the environment, in the cell's size."""
+    with drawing(env.spec.id):
+        frame = env.render()
+        if not isinstance(frame, np.ndarray):
+            raise TypeError(f"render() returned {frame!r}; expected an array (H, W, 3)")
+        image = Image.fromarray(frame)
+    if image.size == (WIDTH, HEIGHT):
+        return image
+    cell = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    image.thumbnail((WIDTH, HEIGHT))
+    cell.paste(image, ((WIDTH - image.width) // 2, (HEIGHT - image.height) // 2))
+    return cell
+
+
 def enlarge_floor(env: gym.Env) -> None:
-    """Draws MuJoCo's planes three times as wide, with tiles of the same size: a Walker2d would run
-    off in 7 s. Physics does not change: contacts treat every plane as endless.
+    """Draws MuJoCo's planes, and with them their tiles, three times as large: a Walker2d would run
+    off in 7 s, and small tiles double a film's size. Physics does not change: contacts treat every
+    plane as endless.
     """
     if hasattr(env.unwrapped, "mujoco_renderer"):
         model = env.unwrapped.model
-        planes = model.geom_type == MUJOCO_PLANE
-        model.geom_size[planes, :2] *= 3
-        model.mat_texrepeat[model.geom_matid[planes]] *= 3
+        model.geom_size[model.geom_type == MUJOCO_PLANE, :2] *= 3
 
 
 class Camera(gym.Wrapper):
@@ -128,6 +148,7 @@ class Camera(gym.Wrapper):
         return obs, info
 
     def step(self, action):
+        action = np.asarray(action, float)  # Pendulum draws no float32
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.total += float(reward)
         self.steps += 1
@@ -142,20 +163,7 @@ class Camera(gym.Wrapper):
         if self.shots and self.shots[-1].ended:
             self.shots.append(self.shots[-1])  # the last frame stands until the film ends
             return
-        image = Image.fromarray(self.env.render())
-        if image.size != (WIDTH, HEIGHT):
-            image = fit(image)
-        if ended:
-            image = image.point(lambda value: value // 2)  # darker
-        self.shots.append(Shot(image, self.total, ended))
-
-
-def fit(image: Image.Image) -> Image.Image:
-    """Scaled to fit the cell, on white."""
-    cell = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    image.thumbnail((WIDTH, HEIGHT))
-    cell.paste(image, ((WIDTH - image.width) // 2, (HEIGHT - image.height) // 2))
-    return cell
+        self.shots.append(Shot(draw(self.env), self.total, ended))
 
 
 # ------------------------------------------------------------------------------------------- grid
@@ -220,28 +228,34 @@ def draw_page(grid: Grid, heads: dict[str, str], k: int) -> Image.Image:
     page = Image.new("RGB", size, "#1d1d1f")
     draw = ImageDraw.Draw(page)
     for i, (column, head) in enumerate(heads.items()):
-        left = i * WIDTH
-        draw.text(
-            (left + WIDTH / 2, HEAD / 2), head, "white", font_for(head, HEAD - 8), anchor="mm"
-        )
+        center = (i + 0.5) * WIDTH
+        draw.text((center, HEAD / 2), head, "white", font_for(head, HEAD - 12), anchor="mm")
         for j, (env_id, row) in enumerate(grid.items()):
-            top = HEAD + j * (CAPTION + HEIGHT)
-            if column not in row:
-                continue
-            shot = row[column][k]
-            page.paste(shot.image, (left, top + CAPTION))
-            caption = f"{'ended, ' if shot.ended else ''}return {shot.total:.0f}"
-            font = font_for(f"{env_id}   {caption}", CAPTION - 6)
-            middle = top + CAPTION / 2
-            draw.text((left + 8, middle), env_id, "#b8b8c0", font, anchor="lm")
-            draw.text((left + WIDTH - 8, middle), caption, "white", font, anchor="rm")
+            if column in row:
+                top = HEAD + j * (CAPTION + HEIGHT)
+                page.paste(draw_cell(env_id, row[column][k]), (i * WIDTH, top))
     return page
 
 
+def draw_cell(env_id: str, shot: Shot) -> Image.Image:
+    """The picture below its caption; once the episode has ended the last picture, darkened."""
+    cell = Image.new("RGB", (WIDTH, CAPTION + HEIGHT), "#1d1d1f")
+    draw = ImageDraw.Draw(cell)
+    total = f"return {shot.total:.0f}"
+    font = font_for(f"{env_id}   {total}", CAPTION - 8)
+    draw.text((8, CAPTION / 2), env_id, "#b8b8c0", font, anchor="lm")
+    draw.text((WIDTH - 8, CAPTION / 2), total, "white", font, anchor="rm")
+    image = shot.image.point(lambda value: value // 2) if shot.ended else shot.image
+    cell.paste(image, (0, CAPTION))
+    if shot.ended:
+        font = font_for("ended", CAPTION)
+        draw.text((WIDTH / 2, CAPTION + HEIGHT / 4), "ended", "white", font, anchor="mm")
+    return cell
+
+
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, in `size` or as much smaller as the width of a cell wants."""
-    font = ImageFont.load_default(size)
-    width = font.getlength(text)
+    """Pillow's own font, in `size` or as much smaller as the width of a cell demands."""
+    width = ImageFont.load_default(size).getlength(text)
     return ImageFont.load_default(size * min(1, (WIDTH - 16) / width))
 
 
@@ -267,6 +281,7 @@ def write_film(path: Path, pages: list[Image.Image]) -> None:
             duration=milliseconds,
             loop=0,
             quality=WEBP_QUALITY,
+            method=4,  # of WebP: half the size that the default gives
         )
 
 
