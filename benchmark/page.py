@@ -91,7 +91,9 @@ def bars(of_env: pd.DataFrame) -> go.Figure:
     expert = expert_return(of_env)
     if expert is not None:
         figure.add_vline(x=expert, line=EXPERT_LINE)
-    figure.update_yaxes(tickvals=names, ticktext=[wrap(name) for name in names], showgrid=False, ticksuffix=" ")
+    figure.update_yaxes(
+        tickvals=names, ticktext=[wrap(name) for name in names], showgrid=False, ticksuffix=" "
+    )
     figure.update_layout(showlegend=False, height=80 + 34 * len(names))
     return figure
 
@@ -209,7 +211,9 @@ def make_films(found: pd.DataFrame) -> None:
 
 
 def title(run: pd.Series) -> str:
-    return f"{tables.row_name(run)}, {run['env']}, seed {run['seed']}: {run['eval_return_mean']:.1f}"
+    return (
+        f"{tables.row_name(run)}, {run['env']}, seed {run['seed']}: {run['eval_return_mean']:.1f}"
+    )
 
 
 def films(found: pd.DataFrame) -> list[dict[str, str]]:
