@@ -1493,8 +1493,9 @@ def save_run(
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    return result
+    text = json.dumps(result, indent=2) + "\n"
+    write_text(folder / "result.json", text)
+    return json.loads(text)
 
 
 # =========================================================================================== main
