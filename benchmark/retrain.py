@@ -1,8 +1,7 @@
-"""A second learner for rewards: a fresh policy by stable-baselines3 instead of the benchmark's loop.
+"""A second learner for rewards: a fresh policy by stable-baselines3, not by the benchmark's loop.
 
-    python -m benchmark.retrain --reward results/custom/Hopper-v4/seed42 --env Hopper-v4 --seed 43 \\
-        --out results/sb3-custom-frozen/Hopper-v4/seed43
-    python -m benchmark.retrain --true-reward --env Hopper-v4 --out results/sb3-oracle/Hopper-v4/seed1
+    python -m benchmark.retrain --reward RUN_DIR --env Hopper-v4 --seed 43 --out FOLDER
+    python -m benchmark.retrain --true-reward --env Hopper-v4 --seed 43 --out FOLDER
 
 A reward that one learner fails on may still be a good one. Unlike the loop, this learner normalises
 observations and does not subtract the mean of the rewards. Flags that are not its own go to

@@ -50,7 +50,7 @@ class Config:
     seed: int = 0
     """seed of the examination"""
     fast: bool = False
-    """train no fresh policies; those of finished runs on frozen rewards are looked up all the same"""
+    """train no fresh policies; finished runs on this reward are read all the same"""
     retrain_steps: int = 200_000
     """environment steps of each fresh policy"""
     jobs: int = os.cpu_count() or 1
@@ -66,7 +66,9 @@ def diagnose(subject: Subject) -> dict:
         name = examination.__name__.rpartition(".")[2]
         titles[name] = examination.TITLE
         try:
-            tables[name] = examination.examine(subject, np.random.default_rng([subject.seed, number]))
+            tables[name] = examination.examine(
+                subject, np.random.default_rng([subject.seed, number])
+            )
         except NotApplicable as reason:
             tables[name] = reason
     return outputs.write(subject, titles, tables, judge(subject, tables))

@@ -76,22 +76,21 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
         [play_from(env, steps.states[k], lambda _, obs: rest(obs), HORIZON) for steps in taken]
         for k in (0, 1)
     )
+    who = np.repeat(list(played), TRANSITIONS)
     true = canonical(None, taken, before, after)
     others = [canonical(reward, taken, before, after) for reward in subject.untrained]
-    who = np.repeat(list(played), TRANSITIONS)
     table = {}
     for name, reward in subject.rewards.items():
         c = canonical(reward, taken, before, after)
         table[name] = {}
         for where in [*played, "mixed"]:
             rows = np.flatnonzero((who == where) | (where == "mixed"))
+            resamples = rows[rng.integers(len(rows), size=(RESAMPLES, len(rows)))]
+            drawn = [cosine_distance(c[k], true[k]) for k in resamples]
+            low, high = np.quantile(drawn, (0.025, 0.975))
             if name == "untrained":
                 drawn = [cosine_distance(x[rows], true[rows]) for x in others]
                 low, high = min(drawn), max(drawn)
-            else:
-                resamples = rows[rng.integers(len(rows), size=(RESAMPLES, len(rows)))]
-                drawn = [cosine_distance(c[k], true[k]) for k in resamples]
-                low, high = np.quantile(drawn, (0.025, 0.975))
             distance = cosine_distance(c[rows], true[rows])
             table[name] |= {where: distance, f"{where} low": low, f"{where} high": high}
     return pd.DataFrame.from_dict(table, orient="index")

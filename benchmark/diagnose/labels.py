@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-import custom_irl as irl
 from benchmark import runs
 from benchmark.diagnose.ranking import correlation
 from benchmark.diagnose.steps import ABOVE
@@ -158,10 +157,16 @@ def fails_retraining(subject: Subject, tables: Tables) -> Finding:
         true = table[learner].get("true", np.nan)
         learned = table.loc["learned", learner]
         evidence.append(f"{learner}: {learned:.0f}, control {control:.0f}, true {true:.0f}")
-        if len(controls) and "true" in table.index and table.loc["true", f"{learner} low"] > control:
+        if (
+            len(controls)
+            and "true" in table.index
+            and table.loc["true", f"{learner} low"] > control
+        ):
             below.append(learned < (control + true) / 2)
     if not below:
-        raise NotApplicable(f"no learner tells the true reward from a control ({'; '.join(evidence)})")
+        raise NotApplicable(
+            f"no learner tells the true reward from a control ({'; '.join(evidence)})"
+        )
     return all(below), "; ".join(evidence)
 
 
@@ -186,7 +191,10 @@ def worse_than_bc(subject: Subject, tables: Tables) -> Finding:
     bc = by_method.max()
     own = np.array(subject.result["evaluation"]["deterministic"]["returns"])
     margin = 0.02 * abs(bc) + 2 * own.std() / np.sqrt(len(own))
-    return own.mean() < bc - margin, f"{own.mean():.0f}, {by_method.idxmax()} {bc:.0f} - {margin:.0f}"
+    return (
+        own.mean() < bc - margin,
+        f"{own.mean():.0f}, {by_method.idxmax()} {bc:.0f} - {margin:.0f}",
+    )
 
 
 LABELS = {

@@ -17,12 +17,20 @@ import pandas as pd
 import custom_irl as irl
 from benchmark import runs
 from benchmark.diagnose.labels import Label, Tables
+from benchmark.diagnose.steps import ABOVE
 from benchmark.diagnose.subject import NotApplicable, Subject
 
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
 BEGIN, END = "<!-- written by report.py -->", "<!-- end -->"  # as in the documents
+HEADLINES = {  # column of the overview: examination, column of its table, rows
+    "ranking / untrained": ("ranking", "segments", ("learned", "untrained")),
+    "distance / constant": ("distance", "mixed", ("learned", "constant")),
+    "expert above own / truly": ("steps", ABOVE, ("learned", "true")),
+    "fresh by loop / constant / true": ("retraining", "loop", ("learned", "constant", "true")),
+    "fresh by sb3 / constant / true": ("retraining", "sb3", ("learned", "constant", "true")),
+}
 APPLIES = {True: "yes", False: "no", None: "unknown"}
 
 
@@ -96,7 +104,9 @@ def as_markdown(
             text += f"Not applicable: {table}.\n"
             continue
         shown = columns(table)
-        rows = [[row, *(with_interval(table, row, column) for column in shown)] for row in table.index]
+        rows = [
+            [row, *(with_interval(table, row, column) for column in shown)] for row in table.index
+        ]
         text += markdown_table(["", *shown], rows)
         if table.attrs.get("note"):
             text += f"\n{table.attrs['note']}.\n"
@@ -150,37 +160,17 @@ def read_diagnosis(folder: Path) -> dict:
 
 
 def overview(all_found: list[dict]) -> str:
-    """A Markdown table with a row a run, from what their diagnosis.json hold."""
+    """A Markdown table with a row a run: HEADLINES, controls beside them, and the failures."""
     rows = []
     for found in all_found:
-
-        def cell(name: str, row: str, column: str, found: dict = found) -> str:
-            table = found["examinations"][name].get("table", {})
-            return number(table.get(row, {}).get(column))
-
-        retraining = found["examinations"]["retraining"].get("table", {"learned": {}})
-        learners = [c for c in retraining["learned"] if not c.endswith((" low", " high"))]
-        fresh = [
-            f"{learner} {' / '.join(cell('retraining', r, learner) for r in ('learned', 'constant', 'true'))}"
-            for learner in learners
-        ]
         run = found["run"]
-        rows.append(
-            [
-                f"{run['method']} {run['env']}",
-                number(run["normalized_return"]),
-                cell("ranking", "learned", "segments"),
-                cell("ranking", "untrained", "segments"),
-                cell("distance", "learned", "mixed"),
-                cell("distance", "constant", "mixed"),
-                cell("steps", "learned", "expert above own policy"),
-                ", ".join(fresh),
-                ", ".join(x["name"] for x in found["labels"] if x["applies"]) or "none",
-            ]
-        )
-    header = ["run", "policy, normalised", "ranking", "untrained's", "distance", "a constant's"]
-    header += ["expert above own", "fresh policies: learned / constant / true", "failures"]
-    return markdown_table(header, rows)
+        row = [f"{run['method']} {run['env']}", number(run["normalized_return"])]
+        for examination, column, names in HEADLINES.values():
+            table = found["examinations"][examination].get("table", {})
+            row.append(" / ".join(number(table.get(name, {}).get(column)) or "-" for name in names))
+        failures = [label["name"] for label in found["labels"] if label["applies"]]
+        rows.append([*row, ", ".join(failures) or "none"])
+    return markdown_table(["run", "policy, normalised", *HEADLINES, "failures"], rows)
 
 
 def write_table(path: Path, table: str) -> None:

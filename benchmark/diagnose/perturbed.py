@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 
-from benchmark.diagnose.subject import NotApplicable, Subject, has_states
+from benchmark.diagnose.subject import Subject, has_states
 from benchmark.load import Act
 from custom_irl import seeds_for
 from demos.expert import play
@@ -51,10 +51,8 @@ def mean_return(env: gym.Env, act: Act, seed: int, wrap=lambda act: act) -> floa
 
 def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     actors = {"own policy": subject.act}
-    try:
+    if subject.expert is not None:
         actors["expert"] = subject.expert
-    except NotApplicable:
-        pass
     env = subject.make_env()
     scale = OBS_NOISE * np.concatenate([s.obs for s in subject.played.values()]).std(0)
     action_dim = env.action_space.shape[0]
@@ -73,7 +71,9 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
             for factor in FACTORS:
                 world = subject.make_env()
                 perturb(world, what, factor)
-                returns = {who: mean_return(world, act, subject.seed) for who, act in actors.items()}
+                returns = {
+                    who: mean_return(world, act, subject.seed) for who, act in actors.items()
+                }
                 table[f"{what} {factor:g}"] = returns
     else:
         note = f"{subject.env_id} is not of MuJoCo: its bodies stay as they are"

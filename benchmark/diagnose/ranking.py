@@ -26,7 +26,7 @@ def paid_segments(reward: Reward, bank: list[Steps]) -> list[np.ndarray]:
 
 
 def correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray | None = None) -> float:
-    """Spearman's, with what `given` explains of either's ranks taken out. 0 where one is constant."""
+    """Spearman's, without what `given` explains of either's ranks; 0 where one is constant."""
     x, y = (rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
     if given is not None:
         z = rankdata(given) - (len(given) + 1) / 2
@@ -59,23 +59,20 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     for name, reward in subject.rewards.items():
         returns = np.array([steps.paid(reward).sum().round(6) for steps in bank])
         pieces = paid_segments(reward, bank)
-        if name == "untrained":
-            others = [np.concatenate(paid_segments(r, bank)) for r in subject.untrained]
-            ranks = [correlation(x, true) for x in others]
-            low, high = min(ranks), max(ranks)
-        else:
-            drawn = [
-                correlation(*(np.concatenate([x[i] for i in rows]) for x in (pieces, true_pieces)))
-                for rows in resamples
-            ]
-            low, high = np.quantile(drawn, (0.025, 0.975))
         learned = np.concatenate(pieces)
+        drawn = [
+            correlation(*(np.concatenate([x[i] for i in rows]) for x in (pieces, true_pieces)))
+            for rows in resamples
+        ]
         table[name] = {
             "episodes": correlation(returns, true_returns),
             "episodes, length given": correlation(returns, true_returns, lengths),
             "segments": correlation(learned, true),
-            "segments low": low,
-            "segments high": high,
+            "segments low": np.quantile(drawn, 0.025),
+            "segments high": np.quantile(drawn, 0.975),
             "preferences": preference_accuracy(learned, true),
         }
+    others = [np.concatenate(paid_segments(reward, bank)) for reward in subject.untrained]
+    ranks = [correlation(paid, true) for paid in others]
+    table["untrained"] |= {"segments low": min(ranks), "segments high": max(ranks)}
     return pd.DataFrame.from_dict(table, orient="index")

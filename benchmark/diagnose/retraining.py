@@ -1,4 +1,4 @@
-"""True returns of fresh policies, trained without demonstrations on the learned reward or a control.
+"""True returns of fresh policies, trained on the learned reward or a control.
 
 Taken from finished runs in the same results folder, where `run_all.sh --frozen` has left some.
 Otherwise trained here, by the benchmark's own loop and by each learner of benchmark/retrain.py. A
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn as nn
 from tqdm import tqdm
 
 import custom_irl as irl
 from baselines.frozen import Frozen
 from benchmark import runs
-from benchmark.diagnose.subject import NotApplicable, Subject, load_reward_networks
+from benchmark.diagnose.subject import NotApplicable, Subject
 from benchmark.retrain import LEARNERS
 
 TITLE = "True return of fresh policies"
@@ -79,40 +80,39 @@ def finished_runs(subject: Subject) -> tuple[Returns, int]:
     return {learner: x for learner, x in returns.items() if "learned" in x}, longest["steps"]
 
 
-# ------------------------------------------------------------------------------------ fresh policies
+# ---------------------------------------------------------------------------------- fresh policies
 @dataclass(frozen=True)
 class Job:
-    folder: Path  # of the run
-    reward: str  # one of the run's rewards, or "true"
+    reward: str  # of the run's `nets`, or "true"
+    net: nn.Module | None  # None: "true"
     learner: str
-    seed: int
-    steps: int
+    args: irl.Args
 
 
 def train(job: Job) -> float:
     """The mean true return of a fresh policy over ten deterministic episodes."""
     torch.set_num_threads(1)
-    irl.seed_everything(job.seed)
-    result = runs.read_result(job.folder)
-    limit = result["config"]["max_episode_steps"]
-    true = job.reward == "true"
-    net = None if true else load_reward_networks(job.folder, result)[job.reward]
-    args = irl.Args(result["env"], job.seed, job.steps, max_episode_steps=limit, true_reward=true)
+    irl.seed_everything(job.args.seed)
     if job.learner == LOOP:
-        envs = irl.VectorEnv(args)
-        training = irl.start_training(lambda *dims: net, Frozen, args, envs, None)
-        irl.train(training, envs, args, f"{job.reward}, seed {job.seed}")
+        envs = irl.VectorEnv(job.args)
+        training = irl.start_training(lambda *dims: job.net, Frozen, job.args, envs, None)
+        irl.train(training, envs, job.args, job.reward)
     else:
-        training = LEARNERS[job.learner](args, net)
-    return irl.evaluate(training.policy, args, irl.EVAL_EPISODES, deterministic=True)["mean"]
+        training = LEARNERS[job.learner](job.args, job.net)
+    return irl.evaluate(training.policy, job.args, irl.EVAL_EPISODES, deterministic=True)["mean"]
 
 
 def train_fresh(subject: Subject) -> tuple[Returns, int]:
     """Two seeds on each reward."""
+    args = irl.Args(
+        env=subject.env_id,
+        total_timesteps=subject.retrain_steps,
+        max_episode_steps=subject.result["config"]["max_episode_steps"],
+    )
     jobs = [
-        Job(subject.folder, reward, learner, subject.seed + seed, subject.retrain_steps)
+        Job(reward, net, learner, replace(args, seed=subject.seed + seed, true_reward=net is None))
         for learner in (LOOP, *LEARNERS)
-        for reward in (*subject.rewards, "true")
+        for reward, net in {**subject.nets, "true": None}.items()
         for seed in SEEDS
     ]
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's state

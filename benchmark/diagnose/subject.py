@@ -26,7 +26,6 @@ from demos.formats import DemoError, Episode, read
 DEMOS = irl.ROOT / "demos"
 PLAYED_STEPS = 3000  # of each behaviour, or more
 UNTRAINED = 10  # networks with random weights: the learned reward has to stand out among them
-BATCH = 4096
 FIRST_RESET_SEED = 60_000  # none that demos/generate.py uses
 
 State = tuple[np.ndarray, np.ndarray]  # MuJoCo's qpos and qvel
@@ -72,12 +71,6 @@ def join(episodes: Sequence[Episode], states: Sequence[State] = ()) -> Steps:
     )
 
 
-def first_steps(episodes: Sequence[Episode], n: int) -> Steps:
-    """Of the first episodes, as many as have `n` steps."""
-    lengths = np.cumsum([len(e.acts) for e in episodes])
-    return join(episodes[: int(np.searchsorted(lengths, n)) + 1])
-
-
 # -------------------------------------------------------------------------------------------- play
 def has_states(env: gym.Env) -> bool:
     """Whether the environment can be put into any MuJoCo state, and observes that state alone."""
@@ -91,8 +84,8 @@ def state_of(env: gym.Env) -> State:
     return data.qpos.copy(), data.qvel.copy()
 
 
-def play_steps(env: gym.Env, act: Act, n: int, seed: int) -> Steps:
-    """Whole episodes from reset seeds `seed`, `seed` + 1, ... until they have `n` steps."""
+def play_steps(env: gym.Env, act: Act, seed: int) -> Steps:
+    """Episodes from reset seeds `seed`, `seed` + 1, ... until they have PLAYED_STEPS steps."""
     states = []
     keeps_states = has_states(env)
 
@@ -102,7 +95,7 @@ def play_steps(env: gym.Env, act: Act, n: int, seed: int) -> Steps:
         return act(obs)
 
     episodes = []
-    while sum(len(e.acts) for e in episodes) < n:
+    while sum(len(e.acts) for e in episodes) < PLAYED_STEPS:
         episodes.append(play(env, act_and_note, seed + len(episodes)))
     return join(episodes, states)
 
@@ -135,25 +128,15 @@ def still(space: gym.spaces.Box) -> Act:
 
 
 # ----------------------------------------------------------------------------------------- subject
-class Part(nn.Module):
-    """A function of transitions as a reward network."""
-
-    def __init__(self, function: Callable[..., torch.Tensor]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, obs, acts, next_obs):
-        return self.function(obs, acts, next_obs)
-
-
 @dataclass(frozen=True)
 class Subject:
     folder: Path
     result: dict
     metrics: pd.DataFrame
     act: Act  # the run's own policy
-    rewards: dict[str, Reward]  # "learned", its parts where it has any, "untrained", "constant"
-    untrained: list[Reward]  # "untrained" of `rewards` with other random weights
+    nets: dict[str, nn.Module]  # "learned", "untrained", "constant"
+    rewards: dict[str, Reward]  # the same as functions, and the parts of a shaped reward
+    untrained: list[Reward]  # "untrained" with several random weights
     seed: int = 0  # of the examination
     retrain_steps: int = 0  # of each fresh policy; 0: none is trained
     jobs: int = 1  # fresh policies trained at once
@@ -178,47 +161,43 @@ class Subject:
         """Held-out episodes of mixed quality with true rewards (demos/generate.py --bank)."""
         path = DEMOS / f"{self.env_id}.bank.npz"
         if not path.is_file():
-            raise NotApplicable(f"no behaviour of mixed quality is stored, demos/{path.name}")
+            raise NotApplicable(f"no behaviour of mixed quality is stored as demos/{path.name}")
         return [join([episode]) for episode in read(path)]
 
     @cached_property
     def has_shipped_demos(self) -> bool:
-        """Whether the run's demonstrations are those in demos/, which the expert there gave."""
+        """Whether the run's demonstrations are those in demos/, of the expert there."""
         path = DEMOS / f"{self.env_id}.npz"
-        given = self.result["config"]["demos"]
-        same = given is None or (path.is_file() and self.result["demos"]["sha256"] == irl.sha256(path))
-        return path.is_file() and same
+        default = self.result["config"]["demos"] is None
+        return path.is_file() and (default or self.result["demos"]["sha256"] == irl.sha256(path))
 
     @cached_property
-    def expert(self) -> Expert:
+    def expert(self) -> Expert | None:
         path = DEMOS / f"{self.env_id}.expert.npz"
-        if not self.has_shipped_demos or not path.is_file():
-            raise NotApplicable("the expert's policy is not known")
-        return Expert.load(path)
+        return Expert.load(path) if self.has_shipped_demos and path.is_file() else None
 
     @cached_property
     def demos(self) -> Steps:
         """Of the run's own demonstrations, the first episodes that have PLAYED_STEPS steps."""
         config = self.result["config"]
-        given = config["demos"]
-        path = irl.Args(env=self.env_id, demos=given and Path(given)).demos_path
+        path = Path(config["demos"] or DEMOS / f"{self.env_id}.npz")
         if not path.is_file():
             raise NotApplicable(f"the demonstrations, {path}, are gone")
         if self.result["demos"]["sha256"] not in (None, irl.sha256(path)):
             raise NotApplicable(f"{path} is not the file that the run learned from")
         try:
-            return first_steps(read(path)[: config["demo_episodes"]], PLAYED_STEPS)
+            episodes = read(path)[: config["demo_episodes"]]
         except DemoError as error:
             raise NotApplicable(str(error)) from None
+        ends = np.cumsum([len(e.acts) for e in episodes])
+        return join(episodes[: np.searchsorted(ends, PLAYED_STEPS) + 1])
 
     @cached_property
     def expert_steps(self) -> Steps:
         """The expert, played anew where its policy is known; its demonstrations otherwise."""
-        try:
-            act = self.expert
-        except NotApplicable:
+        if self.expert is None:
             return self.demos
-        return play_steps(self.make_env(), act, PLAYED_STEPS, FIRST_RESET_SEED + self.seed)
+        return play_steps(self.make_env(), self.expert, FIRST_RESET_SEED + self.seed)
 
     @cached_property
     def played(self) -> dict[str, Steps]:
@@ -232,22 +211,11 @@ class Subject:
             "random": lambda obs: rng.uniform(space.low, space.high).astype(np.float32),
         }
         seed = FIRST_RESET_SEED + self.seed
-        played = {name: play_steps(env, act, PLAYED_STEPS, seed) for name, act in actors.items()}
+        played = {name: play_steps(env, act, seed) for name, act in actors.items()}
         try:
             return {"expert": self.expert_steps, **played}
         except NotApplicable:
             return played
-
-
-def reward_networks(net: nn.Module, result: dict) -> dict[str, nn.Module]:
-    """The learned reward network, its parts if it is potential-shaped, and the controls."""
-    nets = {"learned": net}
-    if callable(getattr(type(net), "g", None)):
-        nets["g alone"] = Part(net.g)
-        nets["shaping alone"] = Part(lambda *transition: net(*transition) - net.g(*transition))
-    nets["untrained"] = untrained_like(net, result["dims"], result["seed"])
-    nets["constant"] = ConstantReward(*result["dims"])
-    return nets
 
 
 def untrained_like(net: nn.Module, dims: Sequence[int], seed: int) -> nn.Module:
@@ -259,24 +227,6 @@ def untrained_like(net: nn.Module, dims: Sequence[int], seed: int) -> nn.Module:
     return fresh.eval()
 
 
-def in_batches(reward: Reward) -> Reward:
-    """The same function, faster on many rows: a network's hidden layers stay in the cache."""
-
-    def batched(*arrays: np.ndarray) -> np.ndarray:
-        starts = range(0, len(arrays[0]), BATCH)
-        return np.concatenate([reward(*(x[i : i + BATCH] for x in arrays)) for i in starts])
-
-    return batched
-
-
-def load_reward_networks(folder: Path, result: dict) -> dict[str, nn.Module]:
-    _, net = load_run(folder)
-    if net is None:
-        path = folder / "reward_net.pt"
-        raise irl.UserError(f"{path}: no such file; expected a run of a method with a reward")
-    return reward_networks(net, result)
-
-
 def load_subject(folder: Path, seed: int = 0, retrain_steps: int = 0, jobs: int = 1) -> Subject:
     """A finished run, its reward and the controls.
 
@@ -284,21 +234,28 @@ def load_subject(folder: Path, seed: int = 0, retrain_steps: int = 0, jobs: int 
         UserError: naming the file for anything else.
     """
     result = runs.read_result(folder)
-    nets = load_reward_networks(folder, result)
     policy, net = load_run(folder)
-    untrained = [untrained_like(net, result["dims"], result["seed"] + i) for i in range(UNTRAINED)]
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        raise irl.UserError(f"{path}: no such file; expected the folder of a finished run")
+    for name in ("reward_net.pt", "metrics.csv"):
+        if not (folder / name).is_file():
+            expected = "expected a finished run of a method with a reward"
+            raise irl.UserError(f"{folder / name}: no such file; {expected}")
+    dims = result["dims"]
+    untrained = [untrained_like(net, dims, result["seed"] + i) for i in range(UNTRAINED)]
+    nets = {"learned": net, "untrained": untrained[0], "constant": ConstantReward(*dims)}
+    rewards = {name: as_function(each) for name, each in nets.items()}
+    if callable(getattr(type(net), "g", None)):  # potential-shaped
+        rewards["g alone"] = as_function(net.g)
+        rewards["shaping alone"] = as_function(lambda *batch: net(*batch) - net.g(*batch))
     space = irl.make_env(result["env"], result["config"]["max_episode_steps"]).action_space
     return Subject(
-        folder,
-        result,
-        pd.read_csv(path),
-        policy_action(policy, space),
-        {name: in_batches(as_function(each)) for name, each in nets.items()},
-        [in_batches(as_function(each)) for each in untrained],
-        seed,
-        retrain_steps,
-        jobs,
+        folder=folder,
+        result=result,
+        metrics=pd.read_csv(folder / "metrics.csv"),
+        act=policy_action(policy, space),
+        nets=nets,
+        rewards=rewards,
+        untrained=[as_function(each) for each in untrained],
+        seed=seed,
+        retrain_steps=retrain_steps,
+        jobs=jobs,
     )
