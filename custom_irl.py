@@ -11,6 +11,7 @@ method of your own is two such classes and `main(RewardNetwork, IRLAlgorithm, me
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -109,14 +110,11 @@ class Args:
         if self.seed >= 2**63:
             raise UserError(f"--seed {self.seed}: expected less than 2^63")
         if self.num_rounds < 1:
-            raise UserError(
-                f"--total-timesteps {self.total_timesteps}: "
-                f"expected at least {self.batch_size}, a rollout"
-            )
+            steps = f"--total-timesteps {self.total_timesteps}"
+            raise UserError(f"{steps}: expected at least {self.batch_size}, a rollout")
         if self.batch_size % self.num_minibatches:
-            raise UserError(
-                f"--num-minibatches {self.num_minibatches}: expected a divisor of {self.batch_size}"
-            )
+            n = self.num_minibatches
+            raise UserError(f"--num-minibatches {n}: expected a divisor of {self.batch_size}")
 
     @property
     def batch_size(self) -> int:
@@ -149,32 +147,37 @@ def make_env(env_id: str, max_episode_steps: int | None = None, **kwargs) -> gym
             kind = "expected a one-dimensional Box"
             raise UserError(f"--env {env_id}: the {name} space is {space}; {kind}")
     if env.spec.max_episode_steps is None:
-        raise UserError(
-            f"--env {env_id}: has no time limit, so an episode may never end; "
-            "expected --max-episode-steps N"
-        )
+        problem = "has no time limit, so an episode may never end"
+        raise UserError(f"--env {env_id}: {problem}; expected --max-episode-steps N")
     return env
 
 
-def step_env(env: gym.Env, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-    """One step: next_obs, reward, terminated, truncated.
+def check_finite(env: gym.Env, obs: np.ndarray, reward: float) -> None:
+    if not (np.isfinite(reward) and np.isfinite(obs).all()):
+        where = f"--env {env.spec.id}: step {env.get_wrapper_attr('_elapsed_steps')} of an episode"
+        numbers = f"reward {reward}, observation {np.asarray(obs).tolist()}"
+        raise UserError(f"{where} returned NaN or infinity ({numbers})")
 
-    Raises:
-        UserError: if the environment has the API of Gym before 0.26, or returns numbers that are
-            not finite.
-    """
-    step = env.step(action)
-    if len(step) != 5:
-        raise UserError(
-            f"--env {env.spec.id}: step() returned {len(step)} values; expected Gymnasium's "
-            "obs, reward, terminated, truncated, info"
-        )
-    next_obs, reward, terminated, truncated, _ = step
-    if not (np.isfinite(reward) and np.isfinite(next_obs).all()):
-        raise UserError(
-            f"--env {env.spec.id}: a step returned NaN or infinity "
-            f"(reward {reward}, observation {np.asarray(next_obs).tolist()})"
-        )
+
+def reset_env(env: gym.Env, seed: int | None = None) -> np.ndarray:
+    """The first observation; UserError for the API of Gym before 0.26, and for NaN or infinity."""
+    first = env.reset(seed=seed)
+    if not (isinstance(first, tuple) and len(first) == 2):
+        raise UserError(f"--env {env.spec.id}: reset() returned no (obs, info) as Gymnasium's does")
+    check_finite(env, first[0], 0.0)
+    return first[0]
+
+
+def step_env(env: gym.Env, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+    """One step: next_obs, reward, terminated, truncated; UserError as `reset_env`."""
+    try:
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+    except ValueError as error:
+        if "unpack" not in str(error):
+            raise
+        expected = "obs, reward, terminated, truncated, info as Gymnasium's does"
+        raise UserError(f"--env {env.spec.id}: step() returned no {expected}") from None
+    check_finite(env, next_obs, reward)
     return next_obs, reward, terminated, truncated
 
 
@@ -193,18 +196,17 @@ class VectorEnv:
     """`num_envs` copies of an environment, stepped in turn, each reset when its episode ends."""
 
     def __init__(self, args: Args):
-        make = lambda: make_env(args.env, args.max_episode_steps)  # noqa: E731
-        self.envs = [make() for _ in range(args.num_envs)]
+        self.envs = [make_env(args.env, args.max_episode_steps) for _ in range(args.num_envs)]
         self.action_space = self.envs[0].action_space
         self.obs_dim = self.envs[0].observation_space.shape[0]
         self.action_dim = self.action_space.shape[0]
         self.obs = np.zeros((args.num_envs, self.obs_dim), np.float32)
         for i, env_seed in enumerate(seeds_for(args.seed, purpose=0, n=args.num_envs)):
-            self.envs[i].reset(seed=env_seed)
+            reset_env(self.envs[i], env_seed)
             self.reset(i)
 
     def reset(self, i: int) -> None:
-        self.obs[i] = self.envs[i].reset()[0]
+        self.obs[i] = reset_env(self.envs[i])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Steps every copy with its row of `actions` (N, action_dim), clipped to the action space.
@@ -279,18 +281,15 @@ def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsamp
         raise UserError(f"{path}: not an .npz; convert it first: {convert}")
     data = read_npz(path, ("obs", "acts", "lengths"))
     if missing := {"obs", "acts", "lengths"} - set(data):
-        raise UserError(
-            f"{path}: key '{min(missing)}' is missing; expected obs, acts and lengths "
-            f"(another format? {convert})"
-        )
+        expected = f"expected obs, acts and lengths (another format? {convert})"
+        raise UserError(f"{path}: key '{min(missing)}' is missing; {expected}")
     lengths = data["lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
         found = f"{lengths.dtype} {lengths.shape}"
         raise UserError(f"{path}: key 'lengths' is {found}; expected positive integers (n,)")
     if episodes > len(lengths):
-        raise UserError(
-            f"{path}: holds {len(lengths)} episodes; expected at least {episodes} (--demo-episodes)"
-        )
+        expected = f"expected at least {episodes} (--demo-episodes)"
+        raise UserError(f"{path}: holds {len(lengths)} episodes; {expected}")
     total = int(lengths.sum(dtype=np.int64))
     shapes = {"obs": (total + len(lengths), obs_dim), "acts": (total, action_dim)}
     for key, shape in shapes.items():
@@ -445,13 +444,8 @@ BATCH_SHARES = {"expert": 2 / 8, "all": 3 / 8, "recent": 3 / 8}  # of Q's batche
 
 
 def mlp(in_dim, hidden, out_dim=1):
-    return nn.Sequential(
-        nn.Linear(in_dim, hidden),
-        nn.Tanh(),
-        nn.Linear(hidden, hidden),
-        nn.Tanh(),
-        nn.Linear(hidden, out_dim),
-    )
+    layers = [nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(hidden, out_dim))
 
 
 def gradient_step(optimizer, loss):
@@ -684,17 +678,18 @@ class PolicyImprovement:
     outputs 0, so that its gradient is exactly 0.
     """
 
-    def __init__(self, hp, reward_net, replay, batch_size, policy, ppo_optimizer, device):
-        self.hp = hp
-        self.reward_net = reward_net
-        self.replay = replay
-        self.batch_size = batch_size
+    def __init__(self, algorithm, policy, ppo_optimizer):
+        self.hp = hp = algorithm.hyperparameters
+        self.reward_net = algorithm.reward_net
+        self.replay = replay = algorithm.replay
+        self.batch_size = algorithm.args.irl_batch_size
         self.policy = policy
         self.ppo_optimizer = ppo_optimizer
         self.base_lr = ppo_optimizer.param_groups[0]["lr"]
         self.lr_fraction = 1.0  # of base_lr: follows the loop's annealing, if it anneals
         self.bc_scale = 1.0  # until the BC actor has been evaluated
         obs_dim, action_dim = replay.obs.shape[1], replay.acts.shape[1]
+        device = algorithm.device
         actors = [mlp(obs_dim, 256, action_dim).to(device) for _ in range(3)]
         self.bc_actors = actors[:2]
         self.actor = actors[2]
@@ -830,23 +825,23 @@ class PolicyImprovement:
             g = self.reward_net.g(*self.replay.transitions(rows))
         return g - self.hp.uncertainty_penalty * self.disagreement[rows].log1p()
 
-    @torch.no_grad()
-    def td_targets(self, rows):
+    def next_values(self, rows):
         next_obs = self.replay.next_obs[rows]
         continuation = self.reward_net.continuation(next_obs, self.replay.ended[rows])
-        next_values = continuation * self.target_value(next_obs)
-        return self.q_rewards(rows) + self.reward_net.hyperparameters.gamma * next_values
+        return continuation * self.target_value(next_obs)
+
+    @torch.no_grad()
+    def td_targets(self, rows):
+        gamma = self.reward_net.hyperparameters.gamma
+        return self.q_rewards(rows) + gamma * self.next_values(rows)
 
     @torch.no_grad()
     def recent_returns(self):
         """Lambda-returns of the newest q_recent_rounds rollouts."""
         rows = slice(-self.replay.recent(self.hp.q_recent_rounds), None)
-        rewards = self.q_rewards(rows)
-        next_obs = self.replay.next_obs[rows]
-        continuation = self.reward_net.continuation(next_obs, self.replay.ended[rows])
-        next_values = continuation * self.target_value(next_obs)
+        rewards, values = self.q_rewards(rows), self.next_values(rows)
         gamma = self.reward_net.hyperparameters.gamma
-        return self.replay.lambda_returns(rewards, next_values, gamma, self.hp.td_lambda)
+        return self.replay.lambda_returns(rewards, values, gamma, self.hp.td_lambda)
 
     def fit_q(self, with_actor):
         """TD3 on `q_rewards` (as DAC, arXiv 1809.02925), with lambda-returns for recent rows and
@@ -924,15 +919,7 @@ class IRLAlgorithm:
         )
 
     def set_policy(self, policy, optimizer):
-        self.improvement = self.policy_improvement_cls(
-            self.hyperparameters,
-            self.reward_net,
-            self.replay,
-            self.args.irl_batch_size,
-            policy,
-            optimizer,
-            self.device,
-        )
+        self.improvement = self.policy_improvement_cls(self, policy, optimizer)
 
     def compute_reward(self, obs, acts, next_obs):
         if self.improvement is not None:
@@ -1281,7 +1268,7 @@ def evaluate(policy: Policy, args: Args, episodes: int, deterministic: bool) -> 
     returns = []
     lengths = []
     for reset_seed in seeds_for(args.seed, purpose=1, n=episodes):
-        obs, _ = env.reset(seed=reset_seed)
+        obs = reset_env(env, reset_seed)
         total = 0.0
         length = 0
         done = False
@@ -1436,6 +1423,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def save_torch(path: Path, value: object) -> None:
+    """torch.save by way of memory, so that a full disk is an OSError as for any other file."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
 def write_metrics(path: Path, rows: list[dict]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="") as f:
         writer = csv.DictWriter(f, dict.fromkeys(key for row in rows for key in row))
@@ -1483,8 +1478,7 @@ def save_run(
         sampled = evaluate(training.policy, args, EVAL_EPISODES, deterministic=False)
     for name in ("policy", "reward_net"):
         if (net := getattr(training, name)) is not None:
-            with replacing(folder / f"{name}.pt") as temporary:
-                torch.save(net.state_dict(), temporary)
+            save_torch(folder / f"{name}.pt", net.state_dict())
     write_metrics(folder / "metrics.csv", training.rows)
     hyperparameters = getattr(training.algorithm, "hyperparameters", None)
     seconds = {phase: round(s, 3) for phase, s in training.seconds.items()}
@@ -1509,8 +1503,9 @@ def save_run(
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    return result
+    text = json.dumps(result, indent=2) + "\n"
+    write_text(folder / "result.json", text)
+    return json.loads(text)
 
 
 # =========================================================================================== main
@@ -1527,17 +1522,11 @@ def seed_everything(seed: int) -> None:
 
 def announce_demos(args: Args, demos: Demos) -> None:
     """What of the demonstrations is used; a warning where a default leaves out most of them."""
-    print(
-        f"{args.demos_path}: {len(demos)} of {demos.transitions_in_file} transitions, from "
-        f"{demos.episodes} of {demos.episodes_in_file} episodes"
-    )
+    used = f"{len(demos)} of {demos.transitions_in_file} transitions"
+    print(f"{args.demos_path}: {used}, {demos.episodes} of {demos.episodes_in_file} episodes")
     default = args.demo_episodes == Args.demo_episodes
     if default and 2 * demos.episodes < demos.episodes_in_file:
-        print(
-            f"warning: --demo-episodes is {args.demo_episodes} by default, so most of the file is "
-            "not used",
-            file=sys.stderr,
-        )
+        print("warning: --demo-episodes leaves out most of the file by default", file=sys.stderr)
 
 
 def prepare_demos(
