@@ -83,9 +83,10 @@ def as_function(net: Callable[..., torch.Tensor]) -> Reward:
     """
 
     def reward(obs: np.ndarray, acts: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            tensors = (torch.as_tensor(x, dtype=torch.float32) for x in (obs, acts, next_obs))
-            return net(*tensors).numpy().astype(float)
+        tensors = (torch.as_tensor(x, dtype=torch.float32) for x in (obs, acts, next_obs))
+        with torch.no_grad():  # in batches whose hidden layers stay in the processor's cache
+            batches = zip(*(x.split(4096) for x in tensors))
+            return torch.cat([net(*batch) for batch in batches]).numpy().astype(float)
 
     return reward
 

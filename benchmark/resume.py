@@ -65,8 +65,7 @@ class ReplayableVectorEnv(irl.VectorEnv):
 def save_checkpoint(path: Path, training: irl.Training, envs: ReplayableVectorEnv) -> None:
     """One pickle, so that objects which method and loop share stay shared."""
     generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    with irl.replacing(path) as temporary:
-        torch.save((training, envs.history, generators), temporary)
+    irl.save_torch(path, (training, envs.history, generators))
 
 
 def load_checkpoint(path: Path, envs: ReplayableVectorEnv) -> irl.Training:
