@@ -21,11 +21,16 @@ import tyro
 
 import custom_irl as irl
 from benchmark import runs, tables
-from custom_irl import IRLAlgorithm, PolicyImprovement, RewardNetwork  # noqa: F401 (method_named)
+from custom_irl import IRLAlgorithm, PolicyImprovement, RewardNetwork
 
-matplotlib.use("Agg")
+__all__ = ["ABLATIONS", "RewardNetwork"]  # runs.method_named takes the latter from here
+
+matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
+TABLE = runs.PUBLISHED / "ablations.csv"
+METHOD_PAGE = irl.ROOT / "benchmark" / "METHOD.md"
+KEY = ["method", "variant", "panel", "labels", "env", "seed"]  # one run
 DEFAULTS = IRLAlgorithm.hyperparameters
 NO_LAMBDA_RETURNS = {"td_lambda": 0.0}
 NO_GRADIENT_PENALTY = {"gradient_penalty": 0.0}
@@ -184,3 +189,106 @@ ABLATIONS = {
     "only-gradient-penalty": OnlyGradientPenalty,
     "only-bc": OnlyBC,
 }
+
+
+# ------------------------------------------------------------------------------- table and figure
+@dataclass(frozen=True)
+class Config:
+    publish: bool = False
+    """merge the ablations' runs of committed code into data/ablations.csv; then --blocks"""
+    blocks: bool = False
+    """rewrite METHOD.md's table and data/ablations.png from data/ablations.csv"""
+    results: Path = runs.RESULTS
+    """folder with the runs"""
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path).fillna({"labels": ""})
+
+
+def publish(results: Path, path: Path) -> None:
+    """Merges the runs below `results` into the table at `path`, in place of the same ones there.
+
+    Raises:
+        UserError: if there is no run of an ablation, of a clean commit and not a quick look.
+    """
+    found = tables.read_runs(results)
+    wanted = found["method"].str.startswith("ablation-") & found["git_clean"].eq(True)
+    found = found[wanted & ~found["labels"].str.contains("quick")]
+    if found.empty:
+        raise irl.UserError(f"{results}: no run of an ablation of a committed, clean tree")
+    published = read_table(path)
+    merged = pd.concat([published, found[published.columns]])
+    merged = merged.drop_duplicates(KEY, keep="last").sort_values(KEY)
+    irl.write_text(path, merged.to_csv(index=False))
+
+
+def cells_of(table: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """The runs by panel, environment and number of steps."""
+    return list(table.sort_values("seed").groupby(["panel", "env", "steps"]))
+
+
+def scores_of(table: pd.DataFrame, name: str) -> pd.Series:
+    return table.loc[table["method"] == f"ablation-{name}", "normalized_return"].dropna()
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A row an ablation, a column a panel, environment and number of steps: the mean normalised
+    return (that of every seed). Rows of one commit can be compared.
+    """
+    cells = cells_of(table)
+    header = ["", *(f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells)]
+    rows = []
+    for name in ABLATIONS:
+        row = [name]
+        for _, cell in cells:
+            scores = scores_of(cell, name)
+            seeds = ", ".join(f"{score:.2f}" for score in scores)
+            row.append(f"{scores.mean():.2f} ({seeds})" if seeds else "")
+        commits = table.loc[table["method"] == f"ablation-{name}", "git_commit"].str[:7]
+        rows.append([*row, ", ".join(commits.unique())])
+    return tables.markdown_table([*header, "commit"], rows)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Bars of the means, a dot for every seed."""
+    cells = cells_of(table)
+    size = (1 + 3 * len(cells), 4)
+    figure, axes = plt.subplots(
+        1, len(cells), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    names = list(reversed(ABLATIONS))
+    low = min(0, table["normalized_return"].min())
+    for ax, ((panel, env, steps), cell) in zip(axes[0], cells):
+        for y, name in enumerate(names):
+            scores = scores_of(cell, name)
+            ax.barh(y, scores.mean(), color="lightsteelblue")
+            ax.plot(scores, [y] * len(scores), "k.", markersize=5)
+        ax.set_title(f"{env}, {panel}\n{steps:,} steps")
+        ax.set_xlabel("normalised return")
+        ax.set_xlim(low, 1.05)
+        ax.set_yticks(range(len(names)), names)
+        ax.spines[["top", "right"]].set_visible(False)
+    with irl.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def write_blocks(path: Path, page: Path) -> None:
+    """The table at `path` as a figure beside it and as the block `ablations` of `page`."""
+    table = read_table(path)
+    tables.write_block(page, "ablations", markdown(table))
+    draw(table, path.with_suffix(".png"))
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    if not (config.publish or config.blocks):
+        raise irl.UserError("expected --publish or --blocks")
+    if config.publish:
+        publish(config.results, TABLE)
+    write_blocks(TABLE, METHOD_PAGE)
+
+
+if __name__ == "__main__":
+    runs.command_line(main)

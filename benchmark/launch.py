@@ -1,11 +1,11 @@
-"""Runs a method on every environment and seed, as many runs at once as there are cores; then the report.
+"""Runs a method on every environment and seed, as many runs at once as cores; then the report.
 
-    python -m benchmark.launch                    # what `bash run_all.sh` calls
-    python -m benchmark.launch --quick            # one short run an environment: a look, not a result
-    python -m benchmark.launch --method gail      # a baseline, imitation-gail or ablation-no-value
+    python -m benchmark.launch                  # what `bash run_all.sh` calls
+    python -m benchmark.launch --quick          # one short run an environment: a look, not a result
+    python -m benchmark.launch --method gail    # a baseline, imitation-gail or ablation-no-value
     python -m benchmark.launch --envs Hopper-v4 --seeds 1 2 --no-policy-access
-    python -m benchmark.launch --frozen           # then: fresh policies on the rewards of those runs
-    python -m benchmark.launch --diagnose         # and an examination of those rewards
+    python -m benchmark.launch --frozen         # then: fresh policies on the rewards of those runs
+    python -m benchmark.launch --diagnose       # and an examination of those rewards
 
 Flags that are not its own go to custom_irl.py. Finished runs are skipped. Ctrl-C and SIGTERM stop
 the runs with a checkpoint; the same command continues from there.
@@ -56,7 +56,7 @@ class Config:
     quick: bool = False
     """a look of minutes: fewer steps and a shorter method; marked as quick, never a result"""
     frozen: bool = False
-    """train fresh policies, of the next seed each, on the rewards of this command's finished runs"""
+    """train fresh policies, each of the next seed, on the rewards of this command's runs"""
     learner: Literal["loop", "sb3"] = "loop"
     """what trains with --frozen or --true-reward: the benchmark's PPO, or benchmark/retrain.py"""
     diagnose: bool = False
