@@ -42,15 +42,6 @@ from benchmark import runs, tables
 CSV = runs.PUBLISHED / "speed.csv"
 README = irl.ROOT / "benchmark" / "README.md"
 WARM_UP = 3  # rollouts before any measurement, which Improving needs to get there
-CANDIDATES = (
-    "custom",
-    "custom-reward-only",
-    "airl",
-    "imitation",
-    "imitation-1",
-    "plain",
-    "environment",
-)
 PHASES = {
     "environment": "environment",
     "rollout": "policy and bookkeeping of the rollout",
@@ -231,42 +222,48 @@ def measure(env_id: str, config: Config, bar: tqdm) -> list[dict]:
     args = irl.Args(env_id)
     custom = OurLoop(args, irl.RewardNetwork, Improving)
     reward_only = replace(args, no_policy_access=True)
-    candidates = (
-        custom,
-        OurLoop(reward_only, irl.RewardNetwork, irl.IRLAlgorithm),
-        OurLoop(args, AIRLReward, AIRL),
-        imitation_loop(args),
-        imitation_loop(replace(args, num_envs=1, num_steps=args.batch_size)),
-        PlainLoop(args),
-        environment_alone(args),
-    )
-    for advance in candidates:
+    candidates = {
+        "custom": custom,
+        "custom-reward-only": OurLoop(reward_only, irl.RewardNetwork, irl.IRLAlgorithm),
+        "airl": OurLoop(args, AIRLReward, AIRL),
+        "imitation": imitation_loop(args),
+        "imitation-1": imitation_loop(replace(args, num_envs=1, num_steps=args.batch_size)),
+        "plain": PlainLoop(args),
+        "environment": environment_alone(args),
+    }
+    for advance in candidates.values():
         advance(WARM_UP)
     with ProductCounter() as counter:
-        flops_per_step = -counter.flops / custom(2)
-    flops_per_step += counter.flops / (2 * args.batch_size)
+        steps = custom(2)
+    flops_per_step = counter.flops / steps
     custom.training.seconds.clear()
-    rates = []
+    rows = []
+    alone = []
     for repeat in range(config.repeats):
         rate = {}
-        for name, advance in zip(CANDIDATES, candidates):
+        for name, advance in candidates.items():
             start = time.perf_counter()
             steps = advance(config.rounds)
             rate[name] = steps / (time.perf_counter() - start)
-            bar.update()
         rate["roofline"] = 1 / (1 / rate["environment"] + flops_per_step / product_rate())
-        rates += [{"repeat": repeat, "what": k, "steps_per_second": v} for k, v in rate.items()]
+        rows += [{"repeat": repeat, "what": k, "steps_per_second": v} for k, v in rate.items()]
+        alone.append(rate["environment"])
+        bar.update()
     n = config.repeats * config.rounds * args.batch_size
     seconds = {phase: s / n for phase, s in custom.training.seconds.items()}  # a step
-    alone = [row["steps_per_second"] for row in rates if row["what"] == "environment"]
     seconds["environment"] = 1 / np.median(alone)
     seconds["rollout"] -= seconds["environment"]
-    phases = [{"what": f"phase {p}", "steps_per_second": 1 / s} for p, s in seconds.items()]
-    machine = runs.hardware()
-    words = (machine["cpu"], f"{machine['cores']} cores", machine["system"], torch.__version__)
-    return [
-        {"env": env_id, "repeat": "", **row, "machine": ", ".join(words)} for row in rates + phases
+    rows += [
+        {"repeat": "", "what": f"phase {phase}", "steps_per_second": 1 / s}
+        for phase, s in seconds.items()
     ]
+    return [{"env": env_id, **row, "machine": machine()} for row in rows]
+
+
+def machine() -> str:
+    hardware = runs.hardware()
+    words = (hardware["cpu"], f"{hardware['cores']} cores", hardware["system"])
+    return ", ".join([*words, f"torch {torch.__version__}"])
 
 
 # ----------------------------------------------------------------------------------------- tables
@@ -275,10 +272,10 @@ def speed_block(rows: pd.DataFrame) -> str:
     is_phase = rows["what"].str.startswith("phase ")
     rates = rows[~is_phase].pivot(index=["env", "repeat"], columns="what")["steps_per_second"]
     median = rates.groupby("env").median()
-    names = [name for name in (*CANDIDATES, "roofline") if name in rates]
+    names = list(rows.loc[~is_phase, "what"].unique())
     steps = [[name, *(f"{rate:.0f}" for rate in median[name])] for name in names]
     ratios = []
-    for name in names[1:]:
+    for name in [name for name in names[1:] if name != "environment"]:
         ratio = (rates["custom"] / rates[name]).groupby("env").agg(["median", "min", "max"])
         cells = [f"{r.median:.2f} [{r.min:.2f}, {r.max:.2f}]" for r in ratio.itertuples()]
         ratios.append([name, *cells])
@@ -305,7 +302,7 @@ def main() -> None:
         torch.set_num_threads(1)
         irl.seed_everything(0)
         rows = []
-        total = len(config.envs) * config.repeats * len(CANDIDATES)
+        total = len(config.envs) * config.repeats
         with tqdm(total=total, desc="measuring", disable=None) as bar:
             for env_id in config.envs:
                 rows += measure(env_id, config, bar)
