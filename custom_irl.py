@@ -11,6 +11,7 @@ method of your own is two such classes and `main(RewardNetwork, IRLAlgorithm, me
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -151,20 +152,24 @@ def make_env(env_id: str, max_episode_steps: int | None = None, **kwargs) -> gym
     return env
 
 
+def check_finite(env: gym.Env, obs: np.ndarray, reward: float) -> None:
+    if not (np.isfinite(reward) and np.isfinite(obs).all()):
+        where = f"--env {env.spec.id}: step {env.get_wrapper_attr('_elapsed_steps')} of an episode"
+        numbers = f"reward {reward}, observation {np.asarray(obs).tolist()}"
+        raise UserError(f"{where} returned NaN or infinity ({numbers})")
+
+
 def reset_env(env: gym.Env, seed: int | None = None) -> np.ndarray:
-    """The first observation; UserError for an environment with the API of Gym before 0.26."""
+    """The first observation; UserError for the API of Gym before 0.26, and for NaN or infinity."""
     first = env.reset(seed=seed)
     if not (isinstance(first, tuple) and len(first) == 2):
         raise UserError(f"--env {env.spec.id}: reset() returned no (obs, info) as Gymnasium's does")
+    check_finite(env, first[0], 0.0)
     return first[0]
 
 
 def step_env(env: gym.Env, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-    """One step: next_obs, reward, terminated, truncated.
-
-    Raises:
-        UserError: for the API of Gym before 0.26, and for numbers that are not finite.
-    """
+    """One step: next_obs, reward, terminated, truncated; UserError as `reset_env`."""
     try:
         next_obs, reward, terminated, truncated, _ = env.step(action)
     except ValueError as error:
@@ -172,9 +177,7 @@ def step_env(env: gym.Env, action: np.ndarray) -> tuple[np.ndarray, float, bool,
             raise
         expected = "obs, reward, terminated, truncated, info as Gymnasium's does"
         raise UserError(f"--env {env.spec.id}: step() returned no {expected}") from None
-    if not (np.isfinite(reward) and np.isfinite(next_obs).all()):
-        found = f"reward {reward}, observation {np.asarray(next_obs).tolist()}"
-        raise UserError(f"--env {env.spec.id}: a step returned NaN or infinity ({found})")
+    check_finite(env, next_obs, reward)
     return next_obs, reward, terminated, truncated
 
 
@@ -1420,6 +1423,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def save_torch(path: Path, value: object) -> None:
+    """torch.save by way of memory, so that a full disk is an OSError as for any other file."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
 def write_metrics(path: Path, rows: list[dict]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="") as f:
         writer = csv.DictWriter(f, dict.fromkeys(key for row in rows for key in row))
@@ -1467,8 +1478,7 @@ def save_run(
         sampled = evaluate(training.policy, args, EVAL_EPISODES, deterministic=False)
     for name in ("policy", "reward_net"):
         if (net := getattr(training, name)) is not None:
-            with replacing(folder / f"{name}.pt") as temporary:
-                torch.save(net.state_dict(), temporary)
+            save_torch(folder / f"{name}.pt", net.state_dict())
     write_metrics(folder / "metrics.csv", training.rows)
     hyperparameters = getattr(training.algorithm, "hyperparameters", None)
     seconds = {phase: round(s, 3) for phase, s in training.seconds.items()}

@@ -1,4 +1,4 @@
-"""Control: a reward of 1 for every step, so that only survival counts:
+"""Control: a reward of 1 for every step, which says nothing but to survive.
 
 python -m baselines.constant --env Hopper-v4
 """

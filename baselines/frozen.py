@@ -1,12 +1,14 @@
-"""A fresh policy on the reward that a finished run ended with, without its demonstrations:
+"""A new policy on the reward that a finished run ended with, without its demonstrations.
 
 python -m baselines.frozen results/custom/Hopper-v4/seed42 --env Hopper-v4 --seed 43
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 
 from benchmark.load import load_run
 from benchmark.runs import command_line, read_result
@@ -29,23 +31,29 @@ class Frozen:
         return {}
 
 
-def frozen(run: Path):
-    """What stands in for the two classes, and the name of the method."""
-    result = read_result(run)
+def frozen(run: Path) -> tuple[Callable[[int, int], nn.Module], type[Frozen], str]:
+    """What stands in for the two classes of a method, and the method's name.
 
-    def reward_net(obs_dim: int, action_dim: int) -> torch.nn.Module:
-        _, net = load_run(run)
-        expected = (obs_dim, action_dim)
-        if result["dims"] != list(expected):
+    Raises:
+        UserError: if `run` is no finished run, or one without a reward network.
+    """
+    result = read_result(run)
+    _, net = load_run(run)
+    if net is None:
+        raise UserError(f"{run}: its method learns no reward")
+
+    def reward_net(obs_dim: int, action_dim: int) -> nn.Module:
+        if result["dims"] != [obs_dim, action_dim]:
+            expected = [obs_dim, action_dim]
             raise UserError(f"{run}: obs_dim, action_dim are {result['dims']}; expected {expected}")
         return net
 
-    return reward_net, Frozen, f"{result['method']}-frozen"
+    return reward_net, Frozen, result["method"].removesuffix("-frozen") + "-frozen"
 
 
 def run_frozen() -> None:
     if len(sys.argv) < 2:
-        raise UserError("python -m baselines.frozen RUN_DIR [flags]: expected a finished run")
+        raise UserError("RUN_DIR: expected the folder of a finished run")
     main(*frozen(Path(sys.argv.pop(1))))
 
 

@@ -1,4 +1,6 @@
-"""GAIL (Ho and Ermon 2016, arXiv 1606.03476):  python -m baselines.gail --env Hopper-v4
+"""GAIL (Ho and Ermon 2016, arXiv 1606.03476).
+
+    python -m baselines.gail --env Hopper-v4
 
 Deviates from the paper: PPO in place of TRPO, and the discriminator sees s' too (the contract);
 inputs are normalised by running statistics, as in imitation's tuned settings.
@@ -28,7 +30,7 @@ class GAILDiscriminator(nn.Module):
 
 
 class GAIL(AdversarialIRL):
-    """The reward is -log(1 - D) = softplus(logit), positive: every step alive is worth something."""
+    """The reward is -log(1 - D) = softplus(logit), positive for every step of an episode."""
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():

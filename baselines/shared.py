@@ -27,17 +27,15 @@ def mlp(in_dim: int) -> nn.Sequential:
 class AdversarialIRL:
     """Binary cross-entropy between expert transitions (label 1) and the newest rollout's (label 0).
 
-    A subclass says what the logit of a batch is. One step of `args.irl_batch_size` pairs a call of
-    `update`.
+    `update` takes one gradient step on `args.irl_batch_size` transitions of each. A subclass
+    defines the logit of a batch, and `reward_net` an `update_normalizer`.
     """
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
-        self.reward_net, self.expert, self.args, self.device = (
-            reward_net,
-            expert_demos,
-            args,
-            device,
-        )
+        self.reward_net = reward_net
+        self.expert = expert_demos
+        self.args = args
+        self.device = device
         self.optimizer = optim.Adam(reward_net.parameters(), lr=args.irl_lr)
 
     def logits(self, obs, acts, next_obs):
@@ -49,9 +47,8 @@ class AdversarialIRL:
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         size = self.args.irl_batch_size
-        expert = self.sample(
-            (self.expert["obs"], self.expert["acts"], self.expert["next_obs"]), size
-        )
+        demos = (self.expert["obs"], self.expert["acts"], self.expert["next_obs"])
+        expert = self.sample(demos, size)
         policy = self.sample((policy_obs, policy_acts, policy_next_obs), size)
         batch = [torch.cat(pair) for pair in zip(expert, policy)]
         self.reward_net.update_normalizer(*batch)

@@ -1,4 +1,4 @@
-"""Control: AIRL's reward network as initialised, never trained:
+"""Control: AIRL's reward network as initialised, never trained.
 
 python -m baselines.untrained --env Hopper-v4
 """
@@ -9,7 +9,7 @@ from custom_irl import main
 
 
 class Untrained(Frozen):
-    """Its inputs are normalised by the demonstrations, so that it is not merely a small number."""
+    """The network's inputs are normalised by the demonstrations, as a trained one's are."""
 
     needs_demos = True
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from demos.formats import Episode, replacing
+from demos.formats import DemoError, Episode, replacing
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -46,10 +46,15 @@ class Expert:
 
     @classmethod
     def load(cls, path: Path) -> Expert:
-        with np.load(path, allow_pickle=False) as f:
-            n_layers = sum(key.startswith("weight") for key in f.files)
-            layers = [(f[f"weight{i}"], f[f"bias{i}"]) for i in range(n_layers)]
-            return cls(layers, f["low"], f["high"])
+        """Raises DemoError if there is no expert at `path`."""
+        try:
+            with np.load(path, allow_pickle=False) as f:
+                n_layers = sum(key.startswith("weight") for key in f.files)
+                layers = [(f[f"weight{i}"], f[f"bias{i}"]) for i in range(n_layers)]
+                return cls(layers, f["low"], f["high"])
+        except Exception as error:  # NumPy and zipfile raise errors of many kinds
+            what = str(error).partition("\n")[0]
+            raise DemoError(f"{path}: not a readable expert ({what}); expected an .npz") from None
 
 
 def play(env: gym.Env, act: Callable[[np.ndarray], np.ndarray], seed: int) -> Episode:

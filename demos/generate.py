@@ -1,18 +1,19 @@
 """Train an expert with stable-baselines3's PPO, then record its demonstrations and their card.
 
     python -m demos.generate --env Hopper-v4                # train (resumable), then record
-    python -m demos.generate --env Hopper-v4 --record-only  # record again from the stored weights, in seconds
-    python -m demos.generate --env Hopper-v4 --record-only --noise 0.1 --out /tmp/noisy   # noisy copies elsewhere
-    python -m demos.generate --env Hopper-v4 --bank         # after training: behaviour of mixed quality, for diagnosis
+    python -m demos.generate --env Hopper-v4 --record-only  # from the stored weights, in seconds
+    python -m demos.generate --env Hopper-v4 --record-only --noise 0.1 --out /tmp/noisy
+    python -m demos.generate --env Hopper-v4 --bank         # mixed quality; needs a training here
 
 Per environment this writes, to `--out` (this folder by default):
 
-    ENV.expert.npz    the expert: an MLP's weights with the observation normaliser folded into its first layer
+    ENV.expert.npz    the expert: an MLP's weights, the observation normaliser in its first layer
     ENV.npz           50 whole episodes: obs, acts, lengths, terminated (no rewards)
     ENV.rewards.npz   the environment's true rewards of the same episodes, for evaluation only
     ENV.json          the card: returns, hashes, command, seeds, versions, date
 
-and with --bank ENV.bank.npz and ENV.bank.json: held-out episodes between random and expert, true rewards included.
+and with --bank ENV.bank.npz and ENV.bank.json: held-out episodes between random and expert, with
+true rewards.
 """
 
 from __future__ import annotations
@@ -38,17 +39,20 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 from tqdm import tqdm
 
-if __name__ == "__main__":  # `python demos/generate.py` finds the project as `python -m demos.generate` does
+if (
+    __name__ == "__main__"
+):  # `python demos/generate.py` finds the project as `python -m demos.generate` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from custom_irl import replacing, sha256
 from demos.expert import Expert, play
-from demos.formats import CARD_SCHEMA, Episode, pack
+from demos.formats import CARD_SCHEMA, DemoError, Episode, cannot_write, pack
 
 HERE = Path(__file__).resolve().parent
 
 # One range of reset seeds for each purpose, so that no two purposes share an initial state.
 SEEDS = {"demos": 10_000, "fresh": 20_000, "random": 30_000, "selection": 40_000, "bank": 50_000}
+MAX_SEED = 2**32 - 101
 PACKAGES = ("gymnasium", "mujoco", "numpy", "stable-baselines3", "torch")
 
 
@@ -61,18 +65,27 @@ class Recipe:
     ppo: dict
 
 
-# rl-zoo3's tuned settings reach 2410 on Hopper and 3479 on Walker2d (the zoo's own table). Here they reached 6900 on
-# HalfCheetah, falling in three episodes of fifty. Eight environments, larger steps and more noise do better on all.
+# rl-zoo3's tuned settings reach 2410 on Hopper and 3479 on Walker2d (the zoo's own table). Here
+# they reached 6900 on HalfCheetah, falling in three episodes of fifty. Eight environments, larger
+# steps and more noise do better on all.
 PPO_SETTINGS = dict(
     n_steps=256, batch_size=128, n_epochs=10, gamma=0.99, gae_lambda=0.95, clip_range=0.2,
     learning_rate=lambda remaining: 2e-4 * remaining, ent_coef=0.0, vf_coef=0.5, max_grad_norm=0.5,
 )  # fmt: skip
-NETWORKS = dict(ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256]))
+NETWORKS = dict(
+    ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256])
+)
 RECIPES = {
-    "HalfCheetah-v4": Recipe(3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}),
+    "HalfCheetah-v4": Recipe(
+        3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}
+    ),
     # With less noise at the start Hopper learns to stand still (1030) and stays there.
-    "Hopper-v4": Recipe(2_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": 0}}),
-    "Walker2d-v4": Recipe(3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}),
+    "Hopper-v4": Recipe(
+        2_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": 0}}
+    ),
+    "Walker2d-v4": Recipe(
+        3_000_000, 8, {**PPO_SETTINGS, "policy_kwargs": {**NETWORKS, "log_std_init": -1}}
+    ),
 }
 
 
@@ -95,7 +108,8 @@ class Config:
     eval_episodes: int = 10
     """deterministic episodes an evaluation"""
     finalists: int = 5
-    """the best evaluations play `episodes` more; the best of these by mean minus standard deviation is the expert"""
+    """so many best evaluations play `episodes` more; the best of these, by mean minus standard
+    deviation, is the expert"""
     out: Path = HERE
     """folder for the demonstrations and the card"""
 
@@ -120,24 +134,30 @@ def expert_from_sb3(model: PPO, normalizer: VecNormalize) -> Expert:
     return Expert(layers, space.low, space.high)
 
 
-def play_many(env: gym.Env, act: Callable, purpose: str, n: int, quiet: bool = False) -> list[Episode]:
+def play_many(
+    env: gym.Env, act: Callable, purpose: str, n: int, quiet: bool = False
+) -> list[Episode]:
     seeds = range(SEEDS[purpose], SEEDS[purpose] + n)
-    return [play(env, act, seed) for seed in tqdm(seeds, desc=purpose, disable=True if quiet else None)]
+    return [
+        play(env, act, seed) for seed in tqdm(seeds, desc=purpose, disable=True if quiet else None)
+    ]
 
 
 def returns_of(episodes: list[Episode]) -> np.ndarray:
     return np.array([float(e.rewards.sum(dtype=np.float64)) for e in episodes])
 
 
-# ------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------- training
 
 
 class EvaluateExpert(BaseCallback):
-    """Every `eval_every` steps: evaluates the folded expert, stores it, and leaves a checkpoint to resume from."""
+    """Every `eval_every` steps: evaluates and stores the expert, and a checkpoint to go on from."""
 
     def __init__(self, args: Config, folder: Path, bar: tqdm):
         super().__init__()
-        self.args, self.folder, self.bar = args, folder, bar
+        self.args = args
+        self.folder = folder
+        self.bar = bar
         self.env = gym.make(args.env)
         past = read_evaluations(folder)
         self.next_eval = (past[-1]["steps"] if past else 0) + args.eval_every
@@ -145,16 +165,19 @@ class EvaluateExpert(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def _on_rollout_start(self) -> None:  # between an update and the next rollout, so that a checkpoint is consistent
+    def _on_rollout_start(self) -> None:
+        """Between an update and the next rollout, so that a checkpoint is consistent."""
         self.bar.update(self.num_timesteps - self.bar.n)
         if self.num_timesteps < self.next_eval:
             return
         self.next_eval = self.num_timesteps + self.args.eval_every
         expert = expert_from_sb3(self.model, self.training_env)
-        score = summary(play_many(self.env, expert, "selection", self.args.eval_episodes, quiet=True))
+        episodes = play_many(self.env, expert, "selection", self.args.eval_episodes, quiet=True)
+        score = summary(episodes)
         self.bar.set_postfix_str(f"eval {score['return_mean']:.0f} ± {score['return_std']:.0f}")
         expert.save(self.folder / f"{self.num_timesteps}.npz")
-        for save, name in ((self.model.save, "model.zip"), (self.training_env.save, "normalizer.pkl")):
+        savers = {"model.zip": self.model.save, "normalizer.pkl": self.training_env.save}
+        for name, save in savers.items():
             save(str(self.folder / f"new-{name}"))
             os.replace(self.folder / f"new-{name}", self.folder / name)
         with (self.folder / "evaluations.jsonl").open("a") as f:
@@ -170,9 +193,15 @@ def lower_bound(score: dict) -> float:
     return score["return_mean"] - score["return_std"]
 
 
+def training_folder(args: Config) -> Path:
+    return HERE / ".training" / f"{args.env}-seed{args.seed}"
+
+
 def train(args: Config) -> Expert:
-    """Trains the recipe of `args.env` (or goes on with an interrupted training) and returns its best expert."""
-    recipe, folder = RECIPES[args.env], HERE / ".training" / f"{args.env}-seed{args.seed}"
+    """Trains the recipe of `args.env`, or goes on with a training that was interrupted; returns
+    its best expert."""
+    recipe = RECIPES[args.env]
+    folder = training_folder(args)
     folder.mkdir(parents=True, exist_ok=True)
     envs = make_vec_env(args.env, recipe.n_envs, seed=args.seed)
     if (folder / "model.zip").exists():
@@ -182,18 +211,22 @@ def train(args: Config) -> Expert:
         # Clipping cannot be folded into a linear layer, hence a bound that is never reached.
         envs = VecNormalize(envs, clip_obs=1e6, gamma=recipe.ppo["gamma"])
         model = PPO("MlpPolicy", envs, seed=args.seed, device="cpu", **recipe.ppo)
-    with tqdm(total=recipe.total_timesteps, desc=f"{args.env} expert", unit="step", disable=None) as bar:
+    shown = {"total": recipe.total_timesteps, "desc": f"{args.env} expert", "unit": "step"}
+    with tqdm(**shown, disable=None) as bar:
         remaining = recipe.total_timesteps - model.num_timesteps
         if remaining > 0:
-            model.learn(remaining, callback=EvaluateExpert(args, folder, bar), reset_num_timesteps=False)
+            callback = EvaluateExpert(args, folder, bar)
+            model.learn(remaining, callback=callback, reset_num_timesteps=False)
     # Ten episodes miss a fall in fifty, so the best few play again.
     best = sorted(read_evaluations(folder), key=lower_bound)[-args.finalists :]
     experts = [Expert.load(folder / f"{score['steps']}.npz") for score in best]
     env = gym.make(args.env)
-    return max(experts, key=lambda expert: lower_bound(summary(play_many(env, expert, "selection", args.episodes))))
+    played = [play_many(env, expert, "selection", args.episodes) for expert in experts]
+    scores = [lower_bound(summary(episodes)) for episodes in played]
+    return experts[scores.index(max(scores))]
 
 
-# ------------------------------------------------------------------------------------------------------ recording
+# ------------------------------------------------------------------------------------ recording
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -202,7 +235,8 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def summary(episodes: list[Episode]) -> dict:
-    returns, lengths = returns_of(episodes), [len(e.acts) for e in episodes]
+    returns = returns_of(episodes)
+    lengths = [len(e.acts) for e in episodes]
     return {
         "episodes": len(episodes),
         "return_mean": float(returns.mean()),
@@ -231,7 +265,10 @@ def record(args: Config, expert: Expert) -> dict:
     fresh = play_many(env, noisy, "fresh", args.episodes)
     uniform = play_many(env, lambda obs: env.action_space.sample(), "random", args.episodes)
 
-    files = {kind: args.out / f"{args.env}.{kind}" for kind in ("npz", "rewards.npz", "expert.npz", "json")}
+    files = {
+        kind: args.out / f"{args.env}.{kind}"
+        for kind in ("npz", "rewards.npz", "expert.npz", "json")
+    }
     expert.save(files["expert.npz"])
     arrays = pack(demos)
     write_npz(files["rewards.npz"], rewards=arrays.pop("rewards"))
@@ -248,9 +285,12 @@ def record(args: Config, expert: Expert) -> dict:
             "algorithm": "stable-baselines3 PPO",
             "recipe": describe(RECIPES[args.env]),
             "seed": args.seed,
-            "kept": f"best of {args.finalists} finalists in {args.episodes} episodes, by mean minus standard deviation",
+            "kept": f"best of {args.finalists} finalists in {args.episodes} episodes,"
+            " by mean minus standard deviation",
         },
-        "seeds": {k: [first, first + args.episodes - 1] for k, first in SEEDS.items() if k != "bank"},
+        "seeds": {
+            k: [first, first + args.episodes - 1] for k, first in SEEDS.items() if k != "bank"
+        },
         "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -259,15 +299,18 @@ def record(args: Config, expert: Expert) -> dict:
     return card
 
 
-BANK_LEVELS = np.linspace(0.1, 0.95, 9)  # of the expert's return: two episodes of the nearest checkpoint each
-BANK_NOISE = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7)  # standard deviation added to the expert's actions
+# Shares of the expert's return: two episodes of the nearest checkpoint for each.
+BANK_LEVELS = np.linspace(0.1, 0.95, 9)
+# Standard deviations of the noise that is added to the expert's actions.
+BANK_NOISE = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7)
 
 
 def bank_policies(args: Config) -> list[tuple[str, Callable]]:
-    """(name, policy) of every episode of the bank: checkpoints of the training, noisy experts, random actions."""
-    folder, rng = HERE / ".training" / f"{args.env}-seed{args.seed}", np.random.default_rng(args.seed)
+    """(name, policy) of every episode of the bank: checkpoints, noisy experts, random actions."""
+    folder = training_folder(args)
+    rng = np.random.default_rng(args.seed)
     if not (past := read_evaluations(folder)):
-        sys.exit(f"error: {folder}: holds no checkpoints; train the expert here first, without --bank")
+        raise DemoError(f"{folder}: holds no checkpoints; train the expert first, without --bank")
     expert = Expert.load(HERE / f"{args.env}.expert.npz")
 
     def noisy(std: float) -> Callable:
@@ -282,15 +325,20 @@ def bank_policies(args: Config) -> list[tuple[str, Callable]]:
         steps = min(past, key=lambda score: abs(score["return_mean"] - level))["steps"]
         policies += 2 * [(f"checkpoint {steps}", Expert.load(folder / f"{steps}.npz"))]
     policies += [(f"noise {std}", noisy(std)) for std in BANK_NOISE]
-    return policies + 3 * [("random", lambda obs: rng.uniform(expert.low, expert.high).astype(np.float32))]
+
+    def uniform(obs: np.ndarray) -> np.ndarray:
+        return rng.uniform(expert.low, expert.high).astype(np.float32)
+
+    return policies + 3 * [("random", uniform)]
 
 
 def record_bank(args: Config) -> dict:
     """Plays and writes the bank and its card; returns the card."""
-    env, policies = gym.make(args.env), bank_policies(args)
-    episodes = [
-        play(env, act, SEEDS["bank"] + i) for i, (_, act) in enumerate(tqdm(policies, desc="bank", disable=None))
-    ]
+    env = gym.make(args.env)
+    policies = bank_policies(args)
+    episodes = []
+    for i, (_, act) in enumerate(tqdm(policies, desc="bank", disable=None)):
+        episodes.append(play(env, act, SEEDS["bank"] + i))
     path = args.out / f"{args.env}.bank.npz"
     write_npz(path, **pack(episodes))
     card = {
@@ -312,31 +360,43 @@ def record_bank(args: Config) -> dict:
 
 
 def describe(recipe: Recipe) -> dict:
-    """The recipe as JSON: functions and classes by name, a learning-rate schedule by its first value."""
+    """The recipe as JSON: classes by name, a learning-rate schedule by its first value."""
     ppo = {k: f"linear from {v(1.0):g} to 0" if callable(v) else v for k, v in recipe.ppo.items()}
-    ppo["policy_kwargs"] = {k: v.__name__ if isinstance(v, type) else v for k, v in ppo["policy_kwargs"].items()}
+    ppo["policy_kwargs"] = {
+        k: v.__name__ if isinstance(v, type) else v for k, v in ppo["policy_kwargs"].items()
+    }
     return {"total_timesteps": recipe.total_timesteps, "n_envs": recipe.n_envs, **ppo}
 
 
 def main(args: Config) -> None:
     if args.env not in RECIPES:
-        sys.exit(f"error: --env {args.env}: no recipe; expected one of {', '.join(RECIPES)}")
+        raise DemoError(f"--env {args.env}: no recipe; expected one of {', '.join(RECIPES)}")
+    if not 0 <= args.seed <= MAX_SEED:  # what NumPy's old generator and SB3's environments take
+        raise DemoError(f"--seed {args.seed}: expected 0 to {MAX_SEED}")
     weights = HERE / f"{args.env}.expert.npz"
     if args.record_only and not weights.exists():
-        sys.exit(f"error: {weights} not found; train the expert first, without --record-only")
+        raise DemoError(f"{weights}: no such file; train the expert first, without --record-only")
+    try:
+        train_or_record(args, weights)
+    except OSError as error:
+        raise cannot_write(Path(error.filename or args.out), error) from None
+
+
+def train_or_record(args: Config, weights: Path) -> None:
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings
     if args.bank:
         for row in record_bank(args)["episodes"]:
             print(f"{args.env} bank, {row['policy']}: {row['return']:.0f} in {row['length']} steps")
         return
     card = record(args, Expert.load(weights) if args.record_only else train(args))
-    for name, row in (
-        ("demos", card["expert"]["demos"]),
-        ("fresh", card["expert"]["fresh"]),
-        ("random", card["random"]),
-    ):
-        print(f"{args.env} {name}: {row['return_mean']:.1f} ± {row['return_std']:.1f}, min {row['return_min']:.1f}")
+    rows = {**card["expert"], "random": card["random"]}
+    for name in ("demos", "fresh", "random"):
+        mean, std, lowest = (rows[name][f"return_{kind}"] for kind in ("mean", "std", "min"))
+        print(f"{args.env} {name}: {mean:.1f} ± {std:.1f}, min {lowest:.1f}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except DemoError as error:
+        sys.exit(f"error: {error}")

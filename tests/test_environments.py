@@ -123,7 +123,7 @@ def test_a_time_limit_can_be_given():
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [
-        ("OwnBroken-v0", "OwnBroken-v0: a step returned NaN or infinity"),
+        ("OwnBroken-v0", "OwnBroken-v0: step 8 of an episode returned NaN or infinity"),
         ("OwnOldApi-v0", r"OwnOldApi-v0: step\(\) returned no obs, reward, terminated"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The generator of the demonstrations: training that resumes, the folded expert, recording, bad input."""
+"""The generator of the demonstrations: training that resumes, the expert, recording, bad input."""
 
 import json
 from dataclasses import replace
@@ -11,6 +11,7 @@ import torch
 import custom_irl as irl
 from conftest import ROOT, command
 from demos import generate
+from demos.formats import DemoError, read, read_card, to_transitions
 
 
 @pytest.fixture
@@ -19,7 +20,9 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "HERE", tmp_path)
     recipe = replace(generate.RECIPES["Hopper-v4"], total_timesteps=4096)
     monkeypatch.setitem(generate.RECIPES, "Hopper-v4", recipe)
-    return generate.Config(env="Hopper-v4", episodes=2, eval_every=1024, eval_episodes=1, out=tmp_path / "out")
+    return generate.Config(
+        env="Hopper-v4", episodes=2, eval_every=1024, eval_episodes=1, out=tmp_path / "out"
+    )
 
 
 def test_training_resumes_where_it_stopped(small, monkeypatch):
@@ -30,7 +33,9 @@ def test_training_resumes_where_it_stopped(small, monkeypatch):
     monkeypatch.setitem(generate.RECIPES, "Hopper-v4", longer)
     generate.train(small)
     steps = [score["steps"] for score in generate.read_evaluations(folder)]
-    assert steps[: len(first)] == [score["steps"] for score in first] and steps == sorted(set(steps))
+    assert steps[: len(first)] == [score["steps"] for score in first] and steps == sorted(
+        set(steps)
+    )
     assert max(steps) > 4096 - 2048 and all((folder / f"{step}.npz").exists() for step in steps)
 
 
@@ -51,10 +56,14 @@ def test_recordings_load_and_their_card_is_true(tmp_path):
     expert = generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz")
     config = generate.Config(env="Hopper-v4", episodes=2, noise=0.1, out=tmp_path)
     card = generate.record(config, expert)
-    assert card == json.loads((tmp_path / "Hopper-v4.json").read_text()) and card["expert"]["noise"] == 0.1
-    data = irl.load_demos(tmp_path / "Hopper-v4.npz", 11, 3, episodes=2, subsample=1)
+    assert (
+        card == json.loads((tmp_path / "Hopper-v4.json").read_text())
+        and card["expert"]["noise"] == 0.1
+    )
+    assert read_card(tmp_path / "Hopper-v4.json") == (card, None)
+    data = to_transitions(read(tmp_path / "Hopper-v4.npz"))
     assert len(data["obs"]) == round(2 * card["expert"]["demos"]["length_mean"])
-    errors = np.abs(data["acts"].numpy() - expert(data["obs"].numpy()))
+    errors = np.abs(data["acts"] - expert(data["obs"]))
     assert 0.02 < errors.mean() < 0.2  # the noise asked for, less what clipping takes away
     again = generate.play(gym.make("Hopper-v4"), expert, generate.SEEDS["fresh"])
     assert len(again.obs) == len(again.acts) + 1 == len(again.rewards) + 1
@@ -63,11 +72,15 @@ def test_recordings_load_and_their_card_is_true(tmp_path):
 def test_the_bank_is_what_its_card_says(tmp_path, small, monkeypatch):
     """Of a tiny training: 18 episodes of checkpoints, 9 noisy ones of the expert, 3 random."""
     generate.train(small)
-    generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz").save(tmp_path / "Hopper-v4.expert.npz")
+    generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz").save(
+        tmp_path / "Hopper-v4.expert.npz"
+    )
     small.out.mkdir()
     card = generate.record_bank(small)
     path = small.out / "Hopper-v4.bank.npz"
-    assert card["sha256"] == {path.name: irl.sha256(path)} and card == json.loads(path.with_suffix(".json").read_text())
+    assert card["sha256"] == {path.name: irl.sha256(path)} and card == json.loads(
+        path.with_suffix(".json").read_text()
+    )
     kinds = [row["policy"].split()[0] for row in card["episodes"]]
     assert [kinds.count(kind) for kind in ("checkpoint", "noise", "random")] == [18, 9, 3]
     with np.load(path, allow_pickle=False) as f:
@@ -79,13 +92,33 @@ def test_the_bank_is_what_its_card_says(tmp_path, small, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("changed", "message"),
     [
-        ["--env", "Pong"],
-        ["--env", "Hopper-v4", "--bank", "--seed", "9"],
-        ["--env", "Hopper-v4", "--record-only", "--seed", "x"],
+        ({"env": "Pong"}, "--env Pong: no recipe; expected one of HalfCheetah-v4"),
+        ({"bank": True, "seed": 9}, "seed9: holds no checkpoints; train the expert first"),
+        ({"record_only": True}, "Hopper-v4.expert.npz: no such file; train the expert first"),
+        ({"seed": 2**63}, r"--seed 9223372036854775808: expected 0 to 4294967195"),
+        ({"seed": -1}, r"--seed -1: expected 0 to"),
     ],
 )
-def test_bad_input_gets_a_clear_line(flags):
-    done = command("-m", "demos.generate", *flags)
-    assert done.returncode != 0 and "Traceback" not in done.stderr + done.stdout
+def test_bad_input_gets_a_clear_line(small, changed, message):
+    with pytest.raises(DemoError, match=message):
+        generate.main(replace(small, **changed))
+
+
+def test_a_broken_expert_and_a_folder_that_cannot_be_written_get_a_clear_line(small, tmp_path):
+    weights = tmp_path / "Hopper-v4.expert.npz"
+    weights.write_bytes(b"no")
+    with pytest.raises(DemoError, match="not a readable expert"):
+        generate.main(replace(small, record_only=True))
+    generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz").save(weights)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DemoError, match=r"file.* cannot be written"):
+        generate.main(replace(small, record_only=True, out=tmp_path / "file"))
+
+
+@pytest.mark.parametrize("words", [["demos/generate.py"], ["-m", "demos.generate"]])
+def test_generate_as_a_user_types_it(words):
+    done = command(*words, "--env", "Pong")
+    assert done.returncode == 1 and done.stderr.startswith("error: --env Pong")
+    assert "Traceback" not in done.stderr
