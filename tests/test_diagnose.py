@@ -27,6 +27,7 @@ from benchmark.diagnose import (
     subject,
 )
 from benchmark.diagnose.subject import NotApplicable, Steps, Subject
+from benchmark.tables import block_marks
 from demos.expert import play
 from demos.formats import write
 
@@ -400,10 +401,11 @@ def test_the_command_leaves_its_files(tiny_run, tmp_path, monkeypatch, capsys, q
     assert row.startswith("| custom Hopper-v4 |")
     assert all(label["name"] in row for label in found["labels"] if label["applies"])
     page = tmp_path / "page.md"
-    page.write_text(f"# Mine\n\n{outputs.BEGIN}\nold\n{outputs.END}\n\nAfterwards.\n")
+    begin, end = block_marks("rewards")
+    page.write_text(f"# Mine\n\n{begin}\nold\n{end}\n\nAfterwards.\n")
     diagnose_in_process(monkeypatch, folder, "--table", page, "--table-only")
     table = (tmp_path / "table.md").read_text()
-    assert page.read_text() == (f"# Mine\n\n{outputs.BEGIN}\n{table}{outputs.END}\n\nAfterwards.\n")
+    assert page.read_text() == f"# Mine\n\n{begin}\n{table}{end}\n\nAfterwards.\n"
 
 
 @pytest.fixture
