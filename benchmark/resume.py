@@ -86,8 +86,9 @@ def load_checkpoint(path: Path, envs: ReplayableVectorEnv) -> irl.Training:
 def shorten(algorithm_cls: type) -> None:
     """Fewer gradient steps of behaviour cloning and none of Q, for --quick. result.json says so."""
     if hasattr(algorithm_cls, "hyperparameters"):
-        quick = replace(algorithm_cls.hyperparameters, **QUICK)
-        algorithm_cls.hyperparameters = quick
+        full = algorithm_cls.hyperparameters
+        fewer = {name: min(n, getattr(full, name)) for name, n in QUICK.items()}
+        algorithm_cls.hyperparameters = replace(full, **fewer)
 
 
 class Stopped(Exception):
