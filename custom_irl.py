@@ -1,36 +1,33 @@
-"""Inverse reinforcement learning in one file: learn a reward from demonstrations, and a policy from that reward.
+"""Inverse reinforcement learning in one file: a reward learned from demonstrations, and a policy.
 
-    python custom_irl.py --env Hopper-v4                       # one run: 1M steps, results/custom/Hopper-v4/seed1/
-    python custom_irl.py --env Hopper-v4 --no-policy-access    # the policy learns from the reward and nothing else
-    python custom_irl.py --env Hopper-v4 --true-reward         # oracle: the same PPO on the environment's own reward
-    python custom_irl.py --env Hopper-v4 --frozen-reward RUN_DIR   # a fresh policy on the reward a run ended with
-    bash run_all.sh                                            # the benchmark: 3 environments x 3 seeds, and the report
+    python custom_irl.py --env Hopper-v4                      # 1M steps, 50 expert episodes
+    python custom_irl.py --env Hopper-v4 --no-policy-access   # PPO learns from the reward alone
+    python custom_irl.py --env Hopper-v4 --true-reward        # oracle: PPO on the true reward
 
-The two classes between the EDITABLE REGION lines are the method; everything else is the fixed benchmark around it.
-A method of your own is two such classes and one call: `main(RewardNetwork, IRLAlgorithm, method="mine")`. The command
-of an interrupted run, given again, goes on where it stopped.
+A run writes metrics.csv, policy.pt, reward_net.pt and result.json into its folder (--out). The
+classes between the EDITABLE REGION lines are the method; everything else is the fixed benchmark. A
+method of your own is two such classes and `main(RewardNetwork, IRLAlgorithm, method="mine")`.
 """
 
 import csv
 import hashlib
-import inspect
+import io
 import json
 import os
 import platform
 import random
-import re
-import signal
-import subprocess
 import sys
+import tempfile
 import time
+import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 import torch
@@ -41,55 +38,50 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
-BENCHMARK_TIMESTEPS, QUICK_TIMESTEPS = 1_000_000, 20_480
 EVAL_EPISODES = 10
-CHECKPOINT_EVERY = 20  # rollouts
-PANELS = {(50, 1): "dense", (20, 20): "scarce", (4, 20): "tiny", (1, 20): "one"}  # (episodes, every k-th transition)
-PACKAGES = ("gymnasium", "imitation", "mujoco", "numpy", "stable-baselines3", "torch")
+CARD_SCHEMA = "irl-card-1"  # marks the JSON file beside demonstrations that states their returns
+MAX_NPZ_BYTES = 2**30  # of the uncompressed arrays in a file of demonstrations
+PACKAGES = ("gymnasium", "mujoco", "numpy", "torch")
 
 
 class UserError(Exception):
-    """Something the caller can mend; `main` prints it as one line, without a traceback."""
+    """Something the caller can correct. `main` prints it as one line, without a traceback."""
 
 
-# ======================================================================================================== configuration
+# ================================================================================== configuration
 @dataclass(frozen=True)
 class Args:
     env: str = "Hopper-v4"
-    """environment id: any Gymnasium environment with one-dimensional Box observations and actions"""
+    """id of a Gymnasium environment with one-dimensional Box observations and actions"""
     seed: int = 1
     """seed of everything random in the run (42, 123 and 456 are the benchmark's: tune on others)"""
-    total_timesteps: int = BENCHMARK_TIMESTEPS
+    total_timesteps: int = 1_000_000
     """environment steps, rounded down to whole rollouts"""
     num_envs: int = 8
-    """environments stepped in turn"""
+    """number of environments, stepped in turn"""
     num_steps: int = 256
     """steps of each environment in a rollout"""
+    max_episode_steps: int | None = None
+    """time limit of an episode; default: the environment's own"""
     demos: Path | None = None
-    """demonstrations, in any of the formats of demos/formats.py; default: demos/ENV.npz"""
+    """demonstrations, an .npz as demos/README.md describes it; default: demos/ENV.npz"""
     demo_episodes: int = 50
-    """how many of its episodes to use, from the first on"""
+    """number of episodes used, from the first on"""
     demo_subsample: int = 1
     """keep every k-th transition of each episode"""
     out: Path | None = None
     """folder of the run; default: results/METHOD/ENV/seedSEED"""
+    overwrite: bool = False
+    """replace a finished run in that folder"""
     no_policy_access: bool = False
     """do not call `set_policy`: the policy learns from the reward alone"""
     true_reward: bool = False
     """oracle: train on the environment's reward, without any method"""
-    frozen_reward: Path | None = None
-    """folder of a finished run: train a fresh policy on the reward it ended with, without its demonstrations"""
-    quick: bool = False
-    """a look, not a result: 20,480 steps whatever --total-timesteps says, marked as quick everywhere"""
-    overwrite: bool = False
-    """replace the run of another configuration or code in the same folder"""
-    tensorboard: bool = False
-    """also log what metrics.csv holds for TensorBoard, in the run's folder"""
 
     irl_lr: float = 3e-4
     """learning rate of the reward"""
     irl_batch_size: int = 256
-    """expert and policy transitions in a batch of the reward's update"""
+    """expert transitions, and policy transitions, in a batch of the reward's update"""
     n_irl_updates_per_round: int = 5
     """calls of `update` after each rollout"""
 
@@ -113,13 +105,16 @@ class Args:
     def __post_init__(self):
         for key, value in vars(self).items():
             if type(value) is int and value < (0 if key == "seed" else 1):
-                raise UserError(f"--{key.replace('_', '-')} {value}: expected a positive integer (--seed: or 0)")
+                flag = key.replace("_", "-")
+                raise UserError(f"--{flag} {value}: expected a positive integer (--seed: or 0)")
+        if self.seed >= 2**63:
+            raise UserError(f"--seed {self.seed}: expected less than 2^63")
         if self.num_rounds < 1:
-            raise UserError(f"--total-timesteps {self.total_timesteps}: expected at least {self.batch_size}, a rollout")
+            steps = f"--total-timesteps {self.total_timesteps}"
+            raise UserError(f"{steps}: expected at least {self.batch_size}, a rollout")
         if self.batch_size % self.num_minibatches:
-            raise UserError(f"--num-minibatches {self.num_minibatches}: expected a divisor of {self.batch_size}")
-        if self.frozen_reward and self.true_reward:
-            raise UserError("--frozen-reward and --true-reward: expected one of them")
+            n = self.num_minibatches
+            raise UserError(f"--num-minibatches {n}: expected a divisor of {self.batch_size}")
 
     @property
     def batch_size(self) -> int:
@@ -127,180 +122,241 @@ class Args:
 
     @property
     def num_rounds(self) -> int:
-        return (QUICK_TIMESTEPS if self.quick else self.total_timesteps) // self.batch_size
+        return self.total_timesteps // self.batch_size
 
     @property
     def demos_path(self) -> Path:
         return self.demos or ROOT / "demos" / f"{self.env}.npz"
 
-    @property
-    def learns_reward(self) -> bool:
-        return not self.true_reward and self.frozen_reward is None
 
-    @property
-    def reward_file(self) -> Path:
-        return self.frozen_reward / "checkpoint" / "reward_net.pt"
+# =================================================================================== environments
+def make_env(env_id: str, max_episode_steps: int | None = None, **kwargs) -> gym.Env:
+    """An environment with flat Box spaces and a time limit. `kwargs` go to gym.make.
 
-    @property
-    def panel(self) -> str:
-        return PANELS.get((self.demo_episodes, self.demo_subsample), f"{self.demo_episodes}x{self.demo_subsample}")
-
-    def labels(self) -> list[str]:
-        """What sets this run apart from the benchmark's own; the report never mixes different labels."""
-        marks = {
-            "quick": self.quick,
-            f"{self.total_timesteps}-steps": not self.quick and self.total_timesteps != BENCHMARK_TIMESTEPS,
-            "reward-only": self.no_policy_access,
-            "frozen": self.frozen_reward is not None,
-            self.panel: self.panel != "dense",
-        }
-        told = (
-            "env", "seed", "out", "overwrite", "tensorboard", "quick", "total_timesteps", "no_policy_access",
-            "true_reward", "frozen_reward", "demo_episodes", "demo_subsample",
-        )  # fmt: skip
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in told and value != field.default:
-                marks[f"{field.name}-{getattr(value, 'stem', value)}".replace("_", "-")] = True
-        return [mark for mark, applies in marks.items() if applies]
-
-    def folder(self, method: str, results: Path = ROOT / "results", labels: Sequence[str] | None = None) -> Path:
-        labels = self.labels() if labels is None else labels
-        return self.out or results / "-".join([method, *labels]) / self.env / f"seed{self.seed}"
-
-
-# ========================================================================================================= environments
-def make_env(env_id: str, **kwargs) -> gym.Env:
-    """An environment with flat Box spaces; UserError for anything else. `kwargs` go to gym.make."""
+    Raises:
+        UserError: for anything else, naming the flag.
+    """
     try:
-        env = gym.make(env_id, disable_env_checker=True, **kwargs)
-    except gym.error.Error as error:
+        env = gym.make(
+            env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs
+        )
+    except (gym.error.Error, ImportError) as error:
         raise UserError(f"--env {env_id}: {str(error).splitlines()[0]}") from None
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise UserError(f"--env {env_id}: the {name} space is {space}; expected a one-dimensional Box")
+            kind = "expected a one-dimensional Box"
+            raise UserError(f"--env {env_id}: the {name} space is {space}; {kind}")
+    if env.spec.max_episode_steps is None:
+        problem = "has no time limit, so an episode may never end"
+        raise UserError(f"--env {env_id}: {problem}; expected --max-episode-steps N")
     return env
 
 
+def check_finite(env: gym.Env, obs: np.ndarray, reward: float) -> None:
+    if not (np.isfinite(reward) and np.isfinite(obs).all()):
+        where = f"--env {env.spec.id}: step {env.get_wrapper_attr('_elapsed_steps')} of an episode"
+        numbers = f"reward {reward}, observation {np.asarray(obs).tolist()}"
+        raise UserError(f"{where} returned NaN or infinity ({numbers})")
+
+
+def reset_env(env: gym.Env, seed: int | None = None) -> np.ndarray:
+    """The first observation; UserError for the API of Gym before 0.26, and for NaN or infinity."""
+    first = env.reset(seed=seed)
+    if not (isinstance(first, tuple) and len(first) == 2):
+        raise UserError(f"--env {env.spec.id}: reset() returned no (obs, info) as Gymnasium's does")
+    check_finite(env, first[0], 0.0)
+    return first[0]
+
+
+def step_env(env: gym.Env, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+    """One step: next_obs, reward, terminated, truncated; UserError as `reset_env`."""
+    try:
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+    except ValueError as error:
+        if "unpack" not in str(error):
+            raise
+        expected = "obs, reward, terminated, truncated, info as Gymnasium's does"
+        raise UserError(f"--env {env.spec.id}: step() returned no {expected}") from None
+    check_finite(env, next_obs, reward)
+    return next_obs, reward, terminated, truncated
+
+
 def seeds_for(seed: int, purpose: int, n: int) -> list[int]:
-    """`n` reset seeds, unrelated between seeds and purposes."""
+    """`n` reset seeds, independent between seeds and purposes."""
     return np.random.SeedSequence([seed, purpose]).generate_state(n).tolist()
 
 
+def env_dims(args: Args) -> tuple[int, int]:
+    """obs_dim and action_dim."""
+    env = make_env(args.env, args.max_episode_steps)
+    return env.observation_space.shape[0], env.action_space.shape[0]
+
+
 class VectorEnv:
-    """`num_envs` copies of an environment, stepped in turn; a copy is reset as soon as its episode ends.
+    """`num_envs` copies of an environment, stepped in turn, each reset when its episode ends."""
 
-    The state of a copy is its generator at the last reset and the actions since. Replaying them restores what
-    environments do not expose as well: MuJoCo's `qacc_warmstart`, the time limit's counter.
-    """
+    def __init__(self, args: Args):
+        self.envs = [make_env(args.env, args.max_episode_steps) for _ in range(args.num_envs)]
+        self.action_space = self.envs[0].action_space
+        self.obs_dim = self.envs[0].observation_space.shape[0]
+        self.action_dim = self.action_space.shape[0]
+        self.obs = np.zeros((args.num_envs, self.obs_dim), np.float32)
+        for i, env_seed in enumerate(seeds_for(args.seed, purpose=0, n=args.num_envs)):
+            reset_env(self.envs[i], env_seed)
+            self.reset(i)
 
-    def __init__(self, env_id: str, num_envs: int, seed: int):
-        self.envs = [make_env(env_id) for _ in range(num_envs)]
-        space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
-        self.obs = np.zeros((num_envs, space.shape[0]), np.float32)
-        self.history: list[tuple[dict, list[np.ndarray]]] = [({}, []) for _ in self.envs]
-        for i, env_seed in enumerate(seeds_for(seed, purpose=0, n=num_envs)):
-            self.envs[i].reset(seed=env_seed)
-            self._reset(i)
-
-    def _reset(self, i: int) -> None:
-        self.history[i] = (self.envs[i].unwrapped.np_random.bit_generator.state, [])
-        self.obs[i] = self.envs[i].reset()[0]
+    def reset(self, i: int) -> None:
+        self.obs[i] = reset_env(self.envs[i])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Steps every copy with its row of `actions` (N, action_dim), clipped to the action space.
 
-        Returns next_obs (N, obs_dim) as it was before any reset, the environment's rewards (N,), `terminated` (N,)
-        and `ended` (N,), which is true for time limits too. `self.obs` then holds the observations to act on.
+        Returns next_obs (N, obs_dim) as it was before any reset, the environment's rewards (N,),
+        `terminated` (N,) and `ended` (N,), which is true for time limits too. `self.obs` then holds
+        the observations to act on.
         """
         actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        next_obs, rewards = np.empty_like(self.obs), np.empty(len(self.envs), np.float32)
-        terminated, ended = np.empty(len(self.envs), bool), np.empty(len(self.envs), bool)
-        for i, (env, action) in enumerate(zip(self.envs, actions)):
-            next_obs[i], rewards[i], terminated[i], truncated, _ = env.step(action)
-            self.history[i][1].append(action)
+        n = len(self.envs)
+        next_obs = np.empty_like(self.obs)
+        rewards = np.empty(n, np.float32)
+        terminated = np.empty(n, bool)
+        ended = np.empty(n, bool)
+        for i, env in enumerate(self.envs):
+            next_obs[i], rewards[i], terminated[i], truncated = step_env(env, actions[i])
             ended[i] = terminated[i] or truncated
             self.obs[i] = next_obs[i]
             if ended[i]:
-                self._reset(i)
+                self.reset(i)
         return next_obs, rewards, terminated, ended
 
-    def restore(self, history: list[tuple[dict, list[np.ndarray]]]) -> None:
-        """Brings every copy to the state another VectorEnv's `history` describes."""
-        for i, (generator, actions) in enumerate(history):
-            self.envs[i].unwrapped.np_random.bit_generator.state = generator
-            self._reset(i)
-            for action in actions:
-                self.obs[i] = self.envs[i].step(action)[0]
-            self.history[i][1].extend(actions)
+
+# ================================================================================= demonstrations
+def sha256(path: Path) -> str:
+    """Of a file's content; a symbolic link's is that of the file it points to."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# ================================================================================================================ demos
 def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of `keys` that an .npz of plain arrays holds; UserError if it is not one."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_NPZ_BYTES:
+            raise ValueError(f"{size} bytes uncompressed; at most {MAX_NPZ_BYTES} are read")
         with np.load(path, allow_pickle=False) as f:
             return {key: f[key] for key in keys if key in f.files}
-    except Exception as error:  # truncated, pickled, not an archive: NumPy and zipfile raise errors of many kinds
-        raise UserError(f"{path}: not a readable .npz of plain arrays ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # NumPy and zipfile raise errors of many kinds for a damaged file
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: not a readable .npz of plain arrays ({reason})") from None
 
 
-def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> dict[str, torch.Tensor]:
-    """Every `subsample`-th transition of the first `episodes` episodes of an .npz as demos/README.md describes it.
+@dataclass(frozen=True)
+class Demos:
+    """Expert transitions, and how many of the file's they are."""
 
-    Other formats go through demos/formats.py. Returns float32 tensors obs (n, obs_dim), acts (n, action_dim), next_obs
-    (n, obs_dim). Rewards are not read, and this project's demonstrations hold none.
+    tensors: dict[
+        str, torch.Tensor
+    ]  # obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim)
+    episodes: int
+    episodes_in_file: int
+    transitions_in_file: int
+
+    def __len__(self) -> int:
+        return len(self.tensors["obs"])
+
+
+def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> Demos:
+    """Every `subsample`-th transition of the first `episodes` episodes of an .npz, float32.
+
+    The file's keys: obs (sum of T+1, obs_dim), acts (sum of T, action_dim), lengths (episodes,)
+    with T of each. Rewards are not read.
 
     Raises:
-        UserError: naming the file, the key and what was expected, if the file does not hold that.
+        UserError: naming the file, the key and what was expected.
     """
-    data = read_npz(path, ("obs", "acts", "lengths")) if path.suffix == ".npz" and path.is_file() else {}
-    if "lengths" not in data:
-        from demos.formats import pack, read  # here, so that this file runs without them on this project's own
-
-        data = pack(read(path))
-    if missing := {"obs", "acts"} - set(data):
-        raise UserError(f"{path}: key '{min(missing)}' is missing; expected obs, acts and lengths")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected demonstrations, see demos/README.md")
+    convert = f"python -m demos.convert {path} NEW.npz"
+    if path.is_dir() or path.suffix != ".npz":
+        raise UserError(f"{path}: not an .npz; convert it first: {convert}")
+    data = read_npz(path, ("obs", "acts", "lengths"))
+    if missing := {"obs", "acts", "lengths"} - set(data):
+        expected = f"expected obs, acts and lengths (another format? {convert})"
+        raise UserError(f"{path}: key '{min(missing)}' is missing; {expected}")
     lengths = data["lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
-        raise UserError(f"{path}: key 'lengths' is {lengths.dtype} {lengths.shape}; expected positive integers (n,)")
+        found = f"{lengths.dtype} {lengths.shape}"
+        raise UserError(f"{path}: key 'lengths' is {found}; expected positive integers (n,)")
     if episodes > len(lengths):
-        raise UserError(f"{path}: holds {len(lengths)} episodes; expected at least {episodes} (--demo-episodes)")
-    total = int(lengths.sum())
-    for key, shape in (("obs", (total + len(lengths), obs_dim)), ("acts", (total, action_dim))):
+        expected = f"expected at least {episodes} (--demo-episodes)"
+        raise UserError(f"{path}: holds {len(lengths)} episodes; {expected}")
+    total = int(lengths.sum(dtype=np.int64))
+    shapes = {"obs": (total + len(lengths), obs_dim), "acts": (total, action_dim)}
+    for key, shape in shapes.items():
         if data[key].shape != shape:
             raise UserError(f"{path}: key '{key}' has shape {data[key].shape}; expected {shape}")
         if data[key].dtype.kind != "f" or not np.isfinite(data[key]).all():
-            raise UserError(f"{path}: key '{key}' is {data[key].dtype} or not finite; expected finite floats")
-    # Episode e's obs has one row more than its acts, so transition t of episode e starts at row t + e of obs.
+            found = f"{data[key].dtype} or not finite"
+            raise UserError(f"{path}: key '{key}' is {found}; expected finite floats")
+    lengths = lengths.astype(np.int64)
+    # obs has one row more per episode than acts: transition t of episode e starts at row t + e.
     episode = np.repeat(np.arange(len(lengths)), lengths)
     step = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     keep = np.flatnonzero((episode < episodes) & (step % subsample == 0))
     row = keep + episode[keep]
     arrays = {"obs": data["obs"][row], "acts": data["acts"][keep], "next_obs": data["obs"][row + 1]}
-    return {key: torch.as_tensor(np.ascontiguousarray(array, np.float32)) for key, array in arrays.items()}
+    tensors = {k: torch.as_tensor(np.ascontiguousarray(x, np.float32)) for k, x in arrays.items()}
+    return Demos(tensors, episodes, len(lengths), total)
 
 
-def load_card(path: Path) -> dict | None:
-    """The card beside the demonstrations (returns of the expert and of a random policy), or None without one."""
-    card = path.with_suffix(".json")
+def load_card(path: Path, env_id: str) -> tuple[dict | None, str]:
+    """The card beside the demonstrations at `path`, and a line to print if it was not used.
+
+    The card, NAME.json beside NAME.npz, states the returns of the expert and of a random policy. It
+    counts only if its `schema` is CARD_SCHEMA, its environment is `env_id`, and the hash in it is
+    that of the demonstrations.
+
+    Raises:
+        UserError: if a card of that schema lacks what it has to state.
+    """
+    card_path = path.with_suffix(".json")
+    if not card_path.is_file():
+        return None, ""
     try:
-        return json.loads(card.read_text()) if card.is_file() else None
+        card = json.loads(card_path.read_text())
     except ValueError:
-        raise UserError(f"{card}: not readable as JSON; expected the card demos/generate.py writes") from None
+        card = None
+    if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
+        return None, f"{card_path}: ignored; its schema is not {CARD_SCHEMA}"
+    try:
+        env, digest = card["env"], card["sha256"][path.name]
+        returns = (card["random"]["return_mean"], card["expert"]["demos"]["return_mean"])
+        valid = all(isinstance(x, int | float) for x in returns)
+    except (KeyError, TypeError):
+        valid = False
+    if not valid:
+        keys = "env, sha256, random.return_mean and expert.demos.return_mean"
+        raise UserError(f"{card_path}: a card with keys missing; expected {keys}")
+    if env != env_id:
+        return None, f"{card_path}: ignored; it is of {env}, not {env_id}"
+    if path.exists() and digest != sha256(path):
+        return None, f"{card_path}: ignored; {path.name} is not the file that it describes"
+    return card, ""
 
 
 def normalized(score: float, card: dict | None) -> float | None:
-    """0 is the random policy, 1 the expert's demonstrations."""
+    """`score` on a scale from 0, the random policy, to 1, the expert; None without a card."""
     if card is None:
         return None
-    floor, ceiling = card["random"]["return_mean"], card["expert"]["demos"]["return_mean"]
+    floor = card["random"]["return_mean"]
+    ceiling = card["expert"]["demos"]["return_mean"]
     return (score - floor) / (ceiling - floor)
 
 
-# =============================================================================================================== policy
+# ========================================================================================= policy
 def tanh_mlp(in_dim: int, out_dim: int, out_std: float) -> nn.Sequential:
-    layers = [nn.Linear(in_dim, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, out_dim)]
+    layers = [nn.Linear(in_dim, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh()]
+    layers.append(nn.Linear(256, out_dim))
     for layer, std in zip(layers[::2], (np.sqrt(2), np.sqrt(2), out_std)):
         nn.init.orthogonal_(layer.weight, std)
         nn.init.zeros_(layer.bias)
@@ -321,450 +377,665 @@ class Policy(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def get_action_and_value(self, obs, action=None):
-        """action (batch, action_dim), sampled if None, and log_prob, entropy and value (batch,)."""
-        mean, logstd = self.actor_mean(obs), self.actor_logstd.expand(len(obs), -1)
+        """action (batch, action_dim), sampled if None; log_prob, entropy and value (batch,)."""
+        mean = self.actor_mean(obs)
+        logstd = self.actor_logstd.expand(len(obs), -1)
         if action is None:
             action = mean + logstd.exp() * torch.randn_like(mean)
-        # The density by hand: torch.distributions costs more than the network at this size.
+        # The density written out: torch.distributions costs more than the network at this size.
         z = (action - mean) / logstd.exp()
         log_prob = (-0.5 * z**2 - logstd - 0.5 * np.log(2 * np.pi)).sum(-1)
         entropy = (logstd + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
         return action, log_prob, entropy, self.get_value(obs)
 
 
-# ================================================================================================ EDITABLE REGION BEGIN
+# ============================================================================ EDITABLE REGION BEGIN
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Every number of the method. A run writes them into its result.json."""
+
+    # Reward network
+    gamma: float = 0.99  # discount of the shaping term, of the value and of Q
+    terminal_cost: float = 15.0  # potential of a state that ends no episode, in `forward`
+    obs_clip: float = 20.0  # bound of normalised observations, in standard deviations
+    min_obs_std: float = 0.05  # floor of the standard deviation, for nearly constant inputs
+    critic_hidden: int = 160
+    termination_hidden: int = 64
+    value_hidden: int = 160
+    value_scale: float = 10.0  # V lies between 0 and 100: unit of the value network's output
+
+    # Reward update
+    critic_steps: int = 3  # gradient steps of critic and termination network per `update`
+    gradient_penalty: float = 10.0  # weight of the one-sided gradient penalty
+    recent_rounds: int = 5  # rollouts that half of the critic's policy batch is drawn from
+    termination_lr: float = 3e-3
+    value_lr: float = 1e-3
+    value_steps: int = 40  # gradient steps of V per rollout
+    td_lambda: float = 0.9  # lambda of the returns that V and Q are fitted to
+
+    # Behaviour cloning, with policy access only
+    bc_rounds: int = 20  # rollouts during which the BC actors are trained
+    bc_steps: int = 1000  # gradient steps per rollout, times min(3, 1 + n_expert / 20,000)
+    bc_lr: float = 2e-3  # decays to 0 along a cosine
+    bc_action_scales: tuple = (1.0, 1.0, 0.5, 0.25, 2.0**-10)  # of the BC actor, 4 rollouts each
+    bc_logstds: tuple = (-3.0, -2.0, -1.0, 0.0)  # exploration of those rollouts, in turn
+    bc_eval_rounds: int = 10  # rollouts of the trained BC actor with little noise
+    disagreement_scale: float = 4e-4  # mean squared action difference that counts as 1
+    uncertainty_penalty: float = 0.15  # subtracted from Q's reward, times log(1 + disagreement)
+
+    # Q and actor, with policy access only
+    target_refreshes: int = 120  # per policy improvement; targets are computed once in each
+    q_steps_per_refresh: int = 10
+    actor_steps_per_refresh: int = 4
+    q_batch: int = 128
+    q_hidden: int = 128
+    q_scale: float = 30.0  # Q lies between 0 and 400: unit of the networks' output
+    q_recent_rounds: int = 20  # rollouts with lambda-returns as targets
+    tau: float = 0.3  # Polyak coefficient of the target networks, per refresh
+    target_noise: float = 0.1  # standard deviation of target policy smoothing
+    target_noise_clip: float = 0.3
+    bc_coef: float = 1.0  # weight of the BC term in the actor's loss
+    sampling_floor: float = 0.2  # weight of rows with disagreement 0 in the actor's batches
+    quiet_logstd: float = -4.0  # of every second rollout: close to the deterministic policy
+    exploration_logstd: float = -3.0  # of the others; a fast gait falls under more noise
+
+
+BATCH_SHARES = {"expert": 2 / 8, "all": 3 / 8, "recent": 3 / 8}  # of Q's batches
+
+
 def mlp(in_dim, hidden, out_dim=1):
-    return nn.Sequential(
-        nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, out_dim)
-    )
+    layers = [nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(hidden, out_dim))
 
 
-def descend(optimizer, loss):
+def gradient_step(optimizer, loss):
+    """One step on the optimizer's own parameters; no other gets a gradient. Returns the loss."""
     optimizer.zero_grad()
-    loss.backward(inputs=optimizer.param_groups[0]["params"])  # not those that it only passes through
+    loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
     return loss.item()
 
 
 class RewardNetwork(nn.Module):
-    """Potential-shaped reward  f(s, a, s') = g(s, a, s') + gamma Phi(s') - Phi(s)   (Ng et al. 1999; AIRL, eq. 4).
+    """Potential-shaped reward  f(s, a, s') = g(s, a, s') + gamma Phi(s') - Phi(s)   (Ng et al.
+    1999; AIRL, eq. 4).
 
-    A critic scores transitions; p(s) is the probability that reaching s ended an episode. Two rewards share them:
+    A critic scores transitions. p(s) is the probability that reaching s ended an episode. Two
+    rewards use them:
 
-    forward          What is left when training ends. g is linear in the score, 1 at the better of random and still
-                     behaviour, 3 at the expert's, at least 0: being alive is worth something. Phi = (1 - p) c.
-    training_reward  What the policy gets. g is a sigmoid of the score, 0.05 at the policy's average of late, 0.95 at
-                     the expert's: a slope where the policy is now. Phi = (1 - p) V, V the value of that g, so that
-                     the reward is the advantage, with mean 0 in every state.
+    forward          The learned reward of a finished run. g is linear in the score: 1 at the
+                     baseline score, 3 at the expert's, at least 0. Phi = (1 - p) terminal_cost.
+    training_reward  What PPO gets during training. g is a sigmoid of the score: 0.05 at the
+                     policy's mean score, 0.95 at the expert's. Phi = (1 - p) V with V the value of
+                     that g, so that the reward is an advantage, with mean 0 in every state.
 
-    Either way dying costs Phi and a time limit nothing, although no `done` is passed. The loop subtracts the mean of
-    the rewards, and with it the incentive to survive; this brings it back.
+    With either, a terminal s' costs Phi(s) and a time limit costs nothing, although no `done` is
+    passed. The loop subtracts the mean reward, and with it any incentive to survive; this potential
+    restores the incentive.
     """
 
-    gamma, c = 0.99, 15.0
-    value_scale = 10.0  # V is between 0 and 100, too large for the network's own output
+    hyperparameters = Hyperparameters()
 
     def __init__(self, obs_dim, action_dim):
         super().__init__()
-        self.critic = mlp(2 * obs_dim + action_dim, 160)
-        self.end_logit = mlp(obs_dim, 64)
-        self.value = mlp(obs_dim, 160)
-        nn.init.zeros_(self.value[-1].weight)
-        buffers = {"obs_mean": torch.zeros(obs_dim), "obs_std": torch.ones(obs_dim)}
-        buffers |= {"act_low": -torch.ones(action_dim), "act_high": torch.ones(action_dim)}
-        scalars = {"unskilled_score": 0.0, "policy_score": 0.0, "expert_score": 1.0, "end_log_odds": -10.0}
-        for name, value in (buffers | {k: torch.tensor(v) for k, v in scalars.items()}).items():
-            self.register_buffer(name, value)
+        hp = self.hyperparameters
+        self.critic = mlp(2 * obs_dim + action_dim, hp.critic_hidden)
+        self.termination_net = mlp(obs_dim, hp.termination_hidden)
+        self.value_net = mlp(obs_dim, hp.value_hidden)
+        nn.init.zeros_(self.value_net[-1].weight)
+        self.register_buffer("obs_mean", torch.zeros(obs_dim))
+        self.register_buffer("obs_std", torch.ones(obs_dim))
+        self.register_buffer("act_low", -torch.ones(action_dim))
+        self.register_buffer("act_high", torch.ones(action_dim))
+        self.register_buffer("baseline_score", torch.tensor(0.0))
+        self.register_buffer("policy_score_ema", torch.tensor(0.0))
+        self.register_buffer("expert_score_ema", torch.tensor(1.0))
+        self.register_buffer("termination_prior_logit", torch.tensor(-10.0))
 
     def fit_normalizer(self, obs, acts):
         self.obs_mean.copy_(obs.mean(0))
-        self.obs_std.copy_(obs.std(0, unbiased=False).clamp(min=0.05))  # nearly constant inputs would blow up noise
-        self.act_low.copy_(acts.amin(0)), self.act_high.copy_(acts.amax(0))
+        self.obs_std.copy_(obs.std(0, unbiased=False).clamp(min=self.hyperparameters.min_obs_std))
+        self.act_low.copy_(acts.amin(0))
+        self.act_high.copy_(acts.amax(0))
 
     def normalize(self, obs):
-        """A wide clip: a slow policy is many of the expert's standard deviations away, and must still see a slope."""
-        return ((obs - self.obs_mean) / self.obs_std).clamp(-20, 20)
+        """(obs - mean) / std of the demonstrations. The clip is wide: an untrained policy is many
+        standard deviations away from the expert, and the critic must have a gradient there.
+        """
+        clip = self.hyperparameters.obs_clip
+        return ((obs - self.obs_mean) / self.obs_std).clamp(-clip, clip)
 
     def features(self, state, action, next_state):
-        """s' - s says more than s', which nearly equals s. Actions outside the expert's range are no giveaway."""
-        s, next_s = self.normalize(state), self.normalize(next_state)
+        """[s, a, s' - s], normalised, (batch, 2 obs_dim + action_dim). s' itself nearly equals s.
+        Actions are clamped to the expert's range so that exploration noise alone does not identify
+        the policy.
+        """
+        s = self.normalize(state)
+        next_s = self.normalize(next_state)
         return torch.cat([s, action.clamp(self.act_low, self.act_high), next_s - s], -1)
 
-    def score(self, state, action, next_state, zero):
-        """The critic's score on a scale from 0, at the score `zero`, to 1, at the expert's."""
+    def normalized_score(self, state, action, next_state, baseline):
+        """The critic's output (batch,), rescaled: 0 at the score `baseline`, 1 at the expert's."""
         score = self.critic(self.features(state, action, next_state)).squeeze(-1)
-        return (score - zero) / (self.expert_score - zero).clamp(min=0.1)
+        return (score - baseline) / (self.expert_score_ema - baseline).clamp(min=0.1)
 
-    def ending(self, state):
-        """The logit of p, as if ends were as many as other states."""
-        return self.end_logit(self.normalize(state)).squeeze(-1)
+    def termination_logit(self, state):
+        """The logit of p, for equal numbers of terminal and other states (`termination_step`)."""
+        return self.termination_net(self.normalize(state)).squeeze(-1)
 
-    def alive(self, state):
-        """1 - p(s)."""
-        return torch.sigmoid(-self.ending(state) - self.end_log_odds)
+    def survival_prob(self, state):
+        """1 - p(s): Bayes' rule adds the prior log-odds of a terminal state to the logit."""
+        return torch.sigmoid(-self.termination_logit(state) - self.termination_prior_logit)
 
-    def deadly(self, state):
-        """Whether an end in this state was a death. Not p, for which it would also have to be likely: the better the
-        policy, the less would a fall cost. The 3: where time limits end episodes looks like any other state.
+    def terminal_given_end(self, state):
+        """The probability that an episode which ended in `state` was terminated, not cut by a time
+        limit. p(s) does not serve here: it falls with the rate of terminations, so a better
+        policy's falls would cost less. The 3: a state of equal log-odds is taken for a time
+        limit's.
         """
-        return torch.sigmoid(self.ending(state) - 3)
+        return torch.sigmoid(self.termination_logit(state) - 3)
+
+    def continuation(self, next_state, ended):
+        """The weight of next_state's value: 0 where `ended` (batch,) bool marks a termination."""
+        return 1 - ended * self.terminal_given_end(next_state)
 
     def g(self, state, action, next_state):
-        return 1 + 2 * self.score(state, action, next_state, self.unskilled_score).clamp(-0.5, 1.5)
+        score = self.normalized_score(state, action, next_state, self.baseline_score)
+        return 1 + 2 * score.clamp(-0.5, 1.5)
 
     def forward(self, state, action, next_state):
-        shaping = self.gamma * self.c * self.alive(next_state) - self.c * self.alive(state)
+        hp = self.hyperparameters
+        next_potential = hp.gamma * hp.terminal_cost * self.survival_prob(next_state)
+        shaping = next_potential - hp.terminal_cost * self.survival_prob(state)
         return self.g(state, action, next_state) + shaping
 
-    def training_g(self, state, action, next_state):
-        return torch.sigmoid(6 * self.score(state, action, next_state, self.policy_score) - 3)
+    def policy_relative_g(self, state, action, next_state):
+        score = self.normalized_score(state, action, next_state, self.policy_score_ema)
+        return torch.sigmoid(6 * score - 3)
 
-    def training_value(self, state):
-        return self.value_scale * self.value(self.normalize(state)).squeeze(-1)
+    def value(self, state):
+        """V (batch,): the discounted sum of `policy_relative_g` under the current policy."""
+        return self.hyperparameters.value_scale * self.value_net(self.normalize(state)).squeeze(-1)
 
-    def training_potential(self, state):
-        return self.alive(state) * self.training_value(state)
+    def potential(self, state):
+        return self.survival_prob(state) * self.value(state)
 
     def training_reward(self, state, action, next_state):
-        shaping = self.gamma * self.training_potential(next_state) - self.training_potential(state)
-        return self.training_g(state, action, next_state) + shaping
+        shaping = self.hyperparameters.gamma * self.potential(next_state) - self.potential(state)
+        return self.policy_relative_g(state, action, next_state) + shaping
 
 
-def q_network(in_dim, hidden=128):
-    """Layer norm keeps the value of actions that nobody tried from running away (arXiv 2302.02948)."""
-    layers = [layer for n in (in_dim, hidden) for layer in (nn.Linear(n, hidden), nn.LayerNorm(hidden), nn.ReLU())]
-    return nn.Sequential(*layers, nn.Linear(hidden, 1))
+class Replay:
+    """The demonstrations (rows 0 to n_expert - 1), then every transition of every rollout.
 
-
-class IRLAlgorithm:
-    """Adversarial IRL: a Wasserstein critic and a value potential, for PPO to do the rest. Where the policy may be
-    touched PPO rests: the policy stays a clone of the expert where two clones agree, learns from the reward where they
-    do not, by a Q of all rollouts there were, and acts as an average of what has learned.
+    Columns of n rows: obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim); ended (n,)
+    bool: the episode ended with this transition; next_row (n,) int: the row that follows it in its
+    episode, -1 if there is none. The contract promises no order within a rollout, and expert rows
+    have no successor.
     """
 
-    steps = 3  # gradient steps of critic and p in one call of `update`
-    gradient_penalty = 10.0
-    recent_rounds = 5  # half of the critic's policy side
-    decay = 0.9  # lambda, of V and Q
-    value_steps = 40  # gradient steps of V a rollout
-    clone_rounds, clone_steps = 20, 1000  # steps after each of these rollouts but the first; thrice with many data
-    watch_rounds = 10  # rollouts of the finished clone, nearly without noise: Q becomes its own
-    agreement = 4e-4  # mean squared difference of two clones' actions: the unit of doubt
-    doubt_cost = 0.15  # what a state costs Q, by the logarithm of its doubt
-    loyalty = 1.0  # of the policy to the clone
-    evenly = 0.2  # how much rows count to learn from in which there is no doubt
-    noise_logstd = -3.0  # in every second rollout that is learned from: a fast walk falls under more
-    q_rounds, q_steps, policy_steps = 120, 10, 4  # so many times a rollout so many gradient steps
-    q_batch, q_lag, q_recent_rounds = 128, 0.3, 20
-    q_scale = 30.0  # Q is up to 400, too large for the network's own output
+    def __init__(self, obs, acts, next_obs):
+        self.obs = obs
+        self.acts = acts
+        self.next_obs = next_obs
+        self.n_expert = len(obs)
+        self.n_policy = 0
+        self.rollout_size = 0
+        self.ended = torch.zeros(self.n_expert, dtype=torch.bool, device=obs.device)
+        self.next_row = torch.full((self.n_expert,), -1, device=obs.device)
 
-    def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
-        self.reward_net, self.args, self.device = reward_net, args, device
-        demos = [expert_demos[key] for key in ("obs", "acts", "next_obs")]
-        reward_net.fit_normalizer(*demos[:2])
-        self.critic_optimizer = optim.Adam(reward_net.critic.parameters(), lr=args.irl_lr, fused=True)
-        self.end_optimizer = optim.Adam(reward_net.end_logit.parameters(), lr=3e-3, fused=True)
-        self.value_optimizer = optim.Adam(reward_net.value.parameters(), lr=1e-3, fused=True)
-        # transitions, first the demonstrations; whether they ended an episode; the rows of their successors
-        self.n_expert = n = len(demos[0])
-        ended, successor = torch.zeros(n, dtype=torch.bool, device=device), torch.full((n,), -1, device=device)
-        self.memory = [*demos, ended, successor]
-        self.seen = self.calls = self.round = 0  # transitions of rollouts, calls of `update`, rollouts
-        self.policy = None  # without set_policy PPO is on its own
-
-    def compute_reward(self, obs, acts, next_obs):
-        with torch.no_grad():
-            if self.policy is not None:  # PPO's critic is 0 as well, and so is then its gradient, exactly
-                return torch.zeros(len(obs), device=self.device)
-            return self.reward_net.training_reward(obs, acts, next_obs)
-
-    def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
-        report = {}
-        if self.calls % self.args.n_irl_updates_per_round == 0:  # a new rollout
-            self.round += 1
-            self.remember(policy_obs, policy_acts, policy_next_obs, policy_dones.flatten() > 0.5)
-            if self.policy is None:
-                self.fit_value()
-            else:
-                self.guide_policy()
-            with torch.no_grad():
-                report = {"g": self.reward_net.g(policy_obs, policy_acts, policy_next_obs).mean().item()}
-        self.calls += 1
-        for _ in range(self.steps):
-            report |= {**self.critic_step(), **self.end_step()}
-        return report
-
-    # -------------------------------------------------------------------------------------------------- transitions
-    def remember(self, obs, acts, next_obs, ended):
-        """A transition's successor, of which the obs is this one's next_obs, is found by sorting a random projection
-        of both: the rollout's order is not promised. -1: there is none.
+    def add(self, obs, acts, next_obs, ended):
+        """Appends a rollout. A transition's successor is the one whose obs equals its next_obs;
+        equal vectors are found by sorting one random projection of both.
         """
-        net, n, first_row = self.reward_net, len(obs), len(self.memory[0])
-        projection = torch.randn(obs.shape[1], dtype=torch.float64, device=self.device)
+        n = len(obs)
+        first_row = len(self.obs)
+        projection = torch.randn(obs.shape[1], dtype=torch.float64, device=obs.device)
         keys, order = (obs.double() @ projection).sort()
         wanted = next_obs.double() @ projection
         at = torch.searchsorted(keys, wanted).clamp(max=n - 1)
-        successor = torch.where(keys[at] == wanted, first_row + order[at], -1)
-        self.memory = [torch.cat(x) for x in zip(self.memory, (obs, acts, next_obs, ended, successor))]
-        self.rollout_size, self.seen, self.endings = n, self.seen + n, self.memory[2][self.memory[3]]
-        if len(self.endings):
-            net.end_log_odds.fill_(np.log(len(self.endings) / max(1, self.seen - len(self.endings))))
-        with torch.no_grad():  # the better of the first two rollouts: still and thrown about, or scratch
-            first = net.critic(net.features(*(x[self.n_expert :][: 2 * n] for x in self.memory[:3]))).split(n)
-            net.unskilled_score.copy_(max(score.mean() for score in first))
+        next_row = torch.where(keys[at] == wanted, first_row + order[at], -1)
+        self.obs = torch.cat([self.obs, obs])
+        self.acts = torch.cat([self.acts, acts])
+        self.next_obs = torch.cat([self.next_obs, next_obs])
+        self.ended = torch.cat([self.ended, ended])
+        self.next_row = torch.cat([self.next_row, next_row])
+        self.rollout_size = n
+        self.n_policy += n
 
-    def random_rows(self, n, size):
-        return torch.randint(n, (size,), device=self.device)
+    def recent(self, rollouts):
+        """The number of transitions in the newest `rollouts` rollouts."""
+        return min(self.n_policy, rollouts * self.rollout_size)
 
-    def expert_rows(self, size):
-        return self.random_rows(self.n_expert, size)
+    def sample_expert(self, size):
+        return torch.randint(self.n_expert, (size,), device=self.obs.device)
 
-    def rollout_rows(self, size, rounds=None):
-        """Counted from the end, of all rollouts or of the last ones."""
-        return -1 - self.random_rows(self.recent(rounds) if rounds else self.seen, size)
+    def sample_policy(self, size, rollouts=None):
+        """Rows of all rollouts, or of the newest `rollouts`, counted from the end (negative)."""
+        n = self.n_policy if rollouts is None else self.recent(rollouts)
+        return -1 - torch.randint(n, (size,), device=self.obs.device)
 
-    def recent(self, rounds):
-        return min(self.seen, rounds * self.rollout_size)
+    def sample_first(self, size, rollouts):
+        """Rows of the first `rollouts` rollouts."""
+        n = min(self.n_policy, rollouts * self.rollout_size)
+        return self.n_expert + torch.randint(n, (size,), device=self.obs.device)
 
-    def remembered(self, rows):
-        return [x[rows] for x in self.memory[:4]]
+    def transitions(self, rows):
+        return self.obs[rows], self.acts[rows], self.next_obs[rows]
 
-    def lambda_returns(self, n, rewards, value):
-        """Of the last n transitions: sums of `rewards` that go over into `value` (Peng's Q(lambda), arXiv 2103.00107).
-        An end is a death if its state looks deadly.
+    def lambda_returns(self, rewards, next_values, gamma, td_lambda):
+        """Lambda-returns (n,) of the newest n transitions (Peng's Q(lambda), arXiv 2103.00107).
+
+        `rewards` (n,); `next_values` (n,): the value of next_obs, 0 where that is terminal. 40
+        backups: a reward 40 steps ahead has weight td_lambda^40, 0.01 at 0.9.
         """
-        _, _, next_obs, ended, successor = (x[-n:] for x in self.memory)
-        with torch.no_grad():
-            after, first_row = self.survived(next_obs, ended) * value(next_obs), len(self.memory[0]) - n
-            row, found = (successor - first_row).clamp(min=0), successor >= first_row
-            returns = rewards + self.reward_net.gamma * after
-            for _ in range(40):  # decay ** 40 = 0.01: what is further away hardly counts
-                later = torch.where(found, (1 - self.decay) * after + self.decay * returns[row], after)
-                returns = rewards + self.reward_net.gamma * later
+        n = len(rewards)
+        first_row = len(self.obs) - n
+        next_row = self.next_row[-n:]
+        followed = next_row >= first_row
+        row = (next_row - first_row).clamp(min=0)
+        returns = rewards + gamma * next_values
+        for _ in range(40):
+            mixed = (1 - td_lambda) * next_values + td_lambda * returns[row]
+            returns = rewards + gamma * torch.where(followed, mixed, next_values)
         return returns
 
-    def survived(self, next_obs, ended):
-        return 1 - ended * self.reward_net.deadly(next_obs)
 
-    # ------------------------------------------------------------------------------------------------------- reward
-    def critic_step(self):
-        """WGAN-GP (arXiv 1704.00028), one-sided: unlike a classifier it does not saturate, however far the policy is.
-        Half of the policy's side is from the last rollouts, half from all there were: no bad behaviour is forgotten.
-        """
-        net, size = self.reward_net, self.args.irl_batch_size
-        sides = torch.cat([self.expert_rows(size), self.policy_rows(size)])
-        features = net.features(*self.remembered(sides)[:3])
-        expert_score, policy_score = (x.mean() for x in net.critic(features).split(size))
-        expert, policy = features.split(size)
-        mix = torch.rand(size, 1, device=self.device)
-        between = (mix * expert + (1 - mix) * policy).requires_grad_(True)
-        (slope,) = torch.autograd.grad(net.critic(between).sum(), between, create_graph=True)
-        penalty = (F.relu(slope.norm(dim=1) - 1) ** 2).mean()
-        descend(self.critic_optimizer, policy_score - expert_score + self.gradient_penalty * penalty)
-        net.expert_score.lerp_(expert_score.detach(), 0.1)
-        net.policy_score.lerp_(policy_score.detach(), 0.1)
-        return {"critic_gap": (expert_score - policy_score).item(), "gradient_penalty": penalty.item()}
+def q_network(in_dim, hidden):
+    """Layer norm bounds Q at actions without data (arXiv 2302.02948)."""
+    layers = []
+    for n in (in_dim, hidden):
+        layers += [nn.Linear(n, hidden), nn.LayerNorm(hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, 1))
 
-    def policy_rows(self, size):
-        first = min(self.seen, (self.clone_rounds + 1) * self.rollout_size)
-        beginners = self.n_expert + self.random_rows(first, size // 8)  # ever fewer among all
-        old = self.rollout_rows(size // 2 - size // 8)
-        return torch.cat([self.rollout_rows(size - size // 2, self.recent_rounds), beginners, old])
 
-    def end_step(self):
-        """Logistic regression of "this next state ended an episode" on as many endings as others, half of these the
-        expert's; then corrected by the log-odds of an ending (Bayes). Time limits end episodes where hardly any state
-        does, so p stays near 0 there, whether or not `policy_dones` counts them.
-        """
-        if not 0 < len(self.endings) < self.seen:
-            return {"end_loss": 0.0}
-        size = self.args.irl_batch_size // 2
-        rows = torch.cat([self.rollout_rows(size - size // 2), self.expert_rows(size // 2)])
-        _, _, next_obs, ended = self.remembered(rows)
-        endings = self.endings[self.random_rows(len(self.endings), size)]
-        logits = self.reward_net.ending(torch.cat([endings, next_obs[~ended]]))
-        loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
-        return {"end_loss": descend(self.end_optimizer, loss)}
+def twin_q(in_dim, hidden):
+    return nn.ModuleList(q_network(in_dim, hidden) for _ in range(2))
 
-    def fit_value(self):
-        net, n = self.reward_net, self.rollout_size
-        obs, acts, next_obs, _ = self.remembered(slice(-n, None))
-        with torch.no_grad():
-            targets = self.lambda_returns(n, net.training_g(obs, acts, next_obs), net.training_value)
-        for _ in range(self.value_steps):
-            rows = self.random_rows(n, self.args.irl_batch_size)
-            descend(self.value_optimizer, ((net.training_value(obs[rows]) - targets[rows]) ** 2).mean())
 
-    # ------------------------------------------------------------------------------------------------------- policy
-    def set_policy(self, policy, optimizer):
-        self.policy, self.ppo_optimizer, self.first_lr = policy, optimizer, optimizer.param_groups[0]["lr"]
-        net, dims = self.reward_net, [x.shape[1] for x in self.memory[:2]]
-        self.first, self.second, self.learner = (mlp(dims[0], 256, dims[1]).to(self.device) for _ in range(3))
-        with torch.no_grad():
-            for clone in (self.first, self.second):
-                for layer in clone[:-1:2]:
-                    nn.init.orthogonal_(layer.weight, 2**0.5)
-                clone[0].weight /= net.obs_std  # the loop does not normalise observations
-                clone[0].bias -= clone[0].weight @ net.obs_mean
-            for head in (x[-1] for x in (policy.critic, policy.actor_mean, self.first, self.second)):
-                for p in head.parameters():
-                    p.zero_()  # the critic: see compute_reward; the actors: they stand still first
-            policy.actor_logstd.fill_(-2.0)
-        self.clone_acts, self.doubt = self.memory[1][:0], self.memory[1][:0, 0]  # of the memory's rows: see ask_clones
-        clones = [*self.first.parameters(), *self.second.parameters()]
-        self.clone_optimizer = optim.Adam(clones, fused=True)
-        self.optimizer = optim.Adam(self.learner.parameters(), fused=True)
-        twins = [nn.ModuleList(q_network(sum(dims)) for _ in range(2)).to(self.device) for _ in range(2)]
-        self.q, self.slow_q = twins
-        self.slow_q.load_state_dict(self.q.state_dict())
+def polyak_update(target, source, tau):
+    """target <- (1 - tau) target + tau source, parameter by parameter."""
+    with torch.no_grad():
+        for p, new in zip(target.parameters(), source.parameters()):
+            p.lerp_(new, tau)
+
+
+def scale_actions(actor, factor):
+    """Multiplies the actor's mean actions by `factor`, through its last layer."""
+    with torch.no_grad():
+        for p in actor[-1].parameters():
+            p *= factor
+
+
+class PolicyImprovement:
+    """What the method does with access to the policy: BC actors, a Q of the learned reward, an
+    actor that climbs Q.
+
+    Two BC actors are trained on the demonstrations; their disagreement tells where the
+    demonstrations do not determine the action. `actor` starts as the first. Where disagreement is 0
+    it stays there; where it is high it climbs Q. The policy that collects rollouts,
+    `policy.actor_mean`, is the Polyak average of `actor`. PPO is paid 0 meanwhile, and its critic
+    outputs 0, so that its gradient is exactly 0.
+    """
+
+    def __init__(self, algorithm, policy, ppo_optimizer):
+        self.hp = hp = algorithm.hyperparameters
+        self.reward_net = algorithm.reward_net
+        self.replay = replay = algorithm.replay
+        self.batch_size = algorithm.args.irl_batch_size
+        self.policy = policy
+        self.ppo_optimizer = ppo_optimizer
+        self.base_lr = ppo_optimizer.param_groups[0]["lr"]
+        self.lr_fraction = 1.0  # of base_lr: follows the loop's annealing, if it anneals
+        self.bc_scale = 1.0  # until the BC actor has been evaluated
+        obs_dim, action_dim = replay.obs.shape[1], replay.acts.shape[1]
+        device = algorithm.device
+        actors = [mlp(obs_dim, 256, action_dim).to(device) for _ in range(3)]
+        self.bc_actors = actors[:2]
+        self.actor = actors[2]
+        self.initialize_actors()
+        # Of each row of the replay, computed once: first BC actor's action, disagreement.
+        self.bc_acts = replay.acts[:0]
+        self.disagreement = replay.acts[:0, 0]
+        self.q = twin_q(obs_dim + action_dim, hp.q_hidden).to(device)
+        self.q_target = twin_q(obs_dim + action_dim, hp.q_hidden).to(device)
+        self.q_target.load_state_dict(self.q.state_dict())
+        bc_parameters = [p for actor in self.bc_actors for p in actor.parameters()]
+        self.bc_optimizer = optim.Adam(bc_parameters, fused=True)
+        self.actor_optimizer = optim.Adam(self.actor.parameters(), fused=True)
         self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
-        self.worth = 1.0  # of the clone, until it has been watched
 
-    def guide_policy(self):
-        """Prepares the policy of the next rollout. The first are of all kinds, so that the critic meets bad ones: the
-        clone at all of its strength, a half, a quarter and none, each under more and more noise; calm first: what noise
-        has thrown on its back lies there for long. After its watch the policy learns, before every second rollout, and
-        acts with noise and then nearly without, as in the end. Who acts is an average of who learned (polynomial
-        decay, arXiv 1212.1824): what is noise in the steps of the second cancels out in the first.
+    @torch.no_grad()
+    def initialize_actors(self):
+        """The BC actors' first layer normalises observations, which the loop does not. All means
+        start at 0, and so does PPO's critic.
         """
-        learning, logstd = self.round - self.clone_rounds - self.watch_rounds, -4.0
-        self.left = self.ppo_optimizer.param_groups[0]["lr"] / self.first_lr  # 1 throughout if the loop does not anneal
-        if self.round == 1:
+        net = self.reward_net
+        for actor in self.bc_actors:
+            for layer in actor[:-1:2]:
+                nn.init.orthogonal_(layer.weight, 2**0.5)
+            actor[0].weight /= net.obs_std
+            actor[0].bias -= actor[0].weight @ net.obs_mean
+        for network in (self.policy.critic, self.policy.actor_mean, *self.bc_actors):
+            for p in network[-1].parameters():
+                p.zero_()
+        self.policy.actor_logstd.fill_(-2.0)
+
+    def prepare_rollout_policy(self, round_):
+        """Sets the policy that collects the next rollout, after rollout number `round_` (1, 2,
+        ...):
+
+        rollouts                 mean                            log std
+        1 to 2                   0                               -2, 0
+        3 to bc_rounds + 1       first BC actor, scaled          bc_logstds in turn
+        then bc_eval_rounds      first BC actor                  quiet_logstd
+        the others               average of the actor            exploration_logstd or quiet_logstd
+
+        The scaled and noisy rollouts show the critic and the termination network bad behaviour. Low
+        noise first: a HalfCheetah flipped by noise stays on its back for the rest of the episode.
+        """
+        hp = self.hp
+        self.lr_fraction = self.ppo_optimizer.param_groups[0]["lr"] / self.base_lr
+        improvement = round_ - hp.bc_rounds - hp.bc_eval_rounds  # 1, 2, ... from then on
+        logstd = hp.quiet_logstd
+        if round_ == 1:
             logstd = 0.0
-        elif learning == 1:
-            self.worth = self.clones_worth()
-        elif self.round <= self.clone_rounds:
-            self.clone(1e-3 * (1 + np.cos(np.pi * (self.round - 1) / self.clone_rounds)))
-            self.move(self.learner, self.first)
-            self.move(self.policy.actor_mean, self.first, (1.0, 1.0, 0.5, 0.25, 2.0**-10)[self.round // 4 % 5])
-            logstd = self.round % 4 - 3.0
-        if self.round > 1 and (learning <= 0 or learning % 2):
-            self.ask_clones()
-            self.fit_q(learning > 0)
-            if learning > 0:
-                self.move(self.policy.actor_mean, self.learner, way=18 / (17 + learning))  # 9 / (8 + t), t = 1, 2, ...
-                logstd = self.noise_logstd
+        elif round_ <= hp.bc_rounds:
+            self.train_bc(0.5 * hp.bc_lr * (1 + np.cos(np.pi * (round_ - 1) / hp.bc_rounds)))
+            polyak_update(self.actor, self.bc_actors[0], tau=1.0)
+            polyak_update(self.policy.actor_mean, self.bc_actors[0], tau=1.0)
+            scales = hp.bc_action_scales
+            scale_actions(self.policy.actor_mean, scales[round_ // 4 % len(scales)])
+            logstd = hp.bc_logstds[round_ % 4]
+        elif improvement == 1:
+            self.bc_scale = self.estimate_bc_scale()
+        if round_ > 1 and (improvement <= 0 or improvement % 2):
+            self.query_bc_actors()
+            self.fit_q(with_actor=improvement > 0)
+        if improvement > 0 and improvement % 2:
+            # Polynomial-decay averaging (arXiv 1212.1824), eta = 8: 9 / (8 + t), t = 1, 2, ...
+            polyak_update(self.policy.actor_mean, self.actor, tau=18 / (17 + improvement))
+            logstd = hp.exploration_logstd
         with torch.no_grad():
             self.policy.actor_logstd.fill_(logstd)
 
-    def clones_worth(self):
-        """So many times as loyal, and as slow, is learning: what is as good as the expert can only be lost. 1 where the
-        watched clone lacks a tenth or more of what separates the expert from the unskilled, up to 100 where nothing.
+    def estimate_bc_scale(self):
+        """How strongly the actor is held to the BC actor: 1 where the latter's score lacks a tenth
+        or more of the way from the baseline to the expert, 100 where it lacks a thousandth or less.
+        Learning can only harm a BC actor as good as the expert.
         """
-        watched = self.remembered(slice(-self.recent(self.watch_rounds), None))[:3]
+        rows = slice(-self.replay.recent(self.hp.bc_eval_rounds), None)
+        net = self.reward_net
         with torch.no_grad():
-            lacks = 1 - self.reward_net.score(*watched, self.reward_net.unskilled_score).mean().item()
-        return 0.1 / min(max(lacks, 0.001), 0.1)
+            scores = net.normalized_score(*self.replay.transitions(rows), net.baseline_score)
+        gap = 1 - scores.mean().item()
+        return 0.1 / min(max(gap, 0.001), 0.1)
 
-    def move(self, actor, other, strength=1.0, way=1.0):
-        """Moves the weights of an actor towards those of another one, whose actions are scaled."""
-        with torch.no_grad():
-            for p, new in zip(actor.parameters(), other.parameters()):
-                p.lerp_(new, way)
-            for p in actor[-1].parameters():
-                p *= strength
-
-    def clone(self, lr):
-        """Regresses two mean actions on the expert's, half of each batch drawn in proportion to the error: what is rare
-        in the demonstrations, as the first steps of an episode are, may decide whether it falls, but hardly counts in
-        a mean.
+    def train_bc(self, lr):
+        """Squared-error regression of both BC actors on the expert's actions. Half of each batch is
+        drawn in proportion to the error: the first steps of an episode are rare in the data, but an
+        error there ends the episode.
         """
-        self.clone_optimizer.param_groups[0]["lr"], size = lr, self.args.irl_batch_size // 2
-        self.clone_acts, self.doubt = self.clone_acts[:0], self.doubt[:0]  # new clones have other opinions
-        for step in range(int(self.clone_steps * min(3, 1 + self.n_expert / 20_000))):
+        replay, size = self.replay, self.batch_size // 2
+        self.bc_optimizer.param_groups[0]["lr"] = lr
+        self.bc_acts = self.bc_acts[:0]
+        self.disagreement = self.disagreement[:0]
+        for step in range(int(self.hp.bc_steps * min(3, 1 + replay.n_expert / 20_000))):
             if step % 100 == 0:
-                some = self.expert_rows(8192)
-                obs, acts, *_ = self.remembered(some)
+                candidates = replay.sample_expert(8192)
                 with torch.no_grad():
-                    hard = some[torch.multinomial((self.first(obs) - acts).norm(dim=1) + 1e-6, 2048)]
-            obs, acts, *_ = self.remembered(torch.cat([self.expert_rows(size), hard[self.random_rows(2048, size)]]))
-            errors = [(clone(obs) - acts).square().sum(1).mean() for clone in (self.first, self.second)]
-            descend(self.clone_optimizer, sum(errors))
+                    errors = self.bc_actors[0](replay.obs[candidates]) - replay.acts[candidates]
+                hard = candidates[torch.multinomial(errors.norm(dim=1) + 1e-6, 2048)]
+            even = replay.sample_expert(size)
+            picked = torch.randint(2048, (size,), device=hard.device)
+            rows = torch.cat([even, hard[picked]])
+            obs, acts = replay.obs[rows], replay.acts[rows]
+            losses = [(actor(obs) - acts).square().sum(1).mean() for actor in self.bc_actors]
+            gradient_step(self.bc_optimizer, sum(losses))
 
-    def ask_clones(self):
-        """What the clone does wherever somebody was, and how much another one disagrees: that tells where it errs, and
-        what will fall long before it does (disagreement as a cost: DRIL, Brantley et al. 2020).
-        """
-        obs = self.memory[0][len(self.doubt) :]
+    def query_bc_actors(self):
+        """BC action and ensemble disagreement (DRIL, Brantley et al. 2020) of new replay rows."""
+        obs = self.replay.obs[len(self.disagreement) :]
         with torch.no_grad():
-            acts = self.first(obs)
-            doubt = (self.second(obs) - acts).square().mean(1) / self.agreement
-        self.clone_acts, self.doubt = torch.cat([self.clone_acts, acts]), torch.cat([self.doubt, doubt])
+            acts = self.bc_actors[0](obs)
+            squares = (self.bc_actors[1](obs) - acts).square().mean(1)
+        self.bc_acts = torch.cat([self.bc_acts, acts])
+        self.disagreement = torch.cat([self.disagreement, squares / self.hp.disagreement_scale])
 
-    def action_values(self, networks, obs, acts):
-        """(networks, n). Beyond the expert's range of actions nothing changes: there are no data."""
+    def q_values(self, networks, obs, acts):
+        """(2, n). Actions are clamped to the expert's range: there are no data beyond it."""
         net = self.reward_net
         x = torch.cat([net.normalize(obs), acts.clamp(net.act_low, net.act_high)], -1)
-        return self.q_scale * torch.stack([q(x).squeeze(-1) for q in networks])
+        return self.hp.q_scale * torch.stack([q(x).squeeze(-1) for q in networks])
 
-    def slow_value(self, obs):
-        """The lower of two values of acting with a little noise: TD3's target (arXiv 1802.09477), but of who acts, not
-        of the learner. What the learner is said to be better by nobody has tried: in targets it would feed on itself.
+    def target_value(self, obs):
+        """V (n,) for Q's targets: the lower of two target Qs at a smoothed action (TD3, arXiv
+        1802.09477). Targets use the averaged actor: with the learner's own actions, overestimation
+        at untried actions is bootstrapped.
         """
         acts = self.policy.actor_mean(obs)
-        noise = (0.1 * max(0.1, self.left) * torch.randn_like(acts)).clamp(-0.3, 0.3)
-        return self.action_values(self.slow_q, obs, acts + noise).amin(0)
+        std = self.hp.target_noise * max(0.1, self.lr_fraction)
+        limit = self.hp.target_noise_clip
+        noise = (std * torch.randn_like(acts)).clamp(-limit, limit)
+        return self.q_values(self.q_target, obs, acts + noise).amin(0)
 
     def q_rewards(self, rows):
-        obs, acts, next_obs, _ = self.remembered(rows)
+        """g, less a penalty where the BC actors disagree (as MOPO penalises uncertainty)."""
         with torch.no_grad():
-            return self.reward_net.g(obs, acts, next_obs) - self.doubt_cost * self.doubt[rows].log1p()
+            g = self.reward_net.g(*self.replay.transitions(rows))
+        return g - self.hp.uncertainty_penalty * self.disagreement[rows].log1p()
 
-    def fit_q(self, learn):
-        """TD3 (arXiv 1802.09477) for g, as DAC (arXiv 1809.02925), and what doubt costs, on the last rollouts, of which
-        there are lambda-returns, all there were, and the demonstrations. One-step targets of ten batches are computed
-        at once: what they are made of moves slowly.
+    def next_values(self, rows):
+        next_obs = self.replay.next_obs[rows]
+        continuation = self.reward_net.continuation(next_obs, self.replay.ended[rows])
+        return continuation * self.target_value(next_obs)
+
+    @torch.no_grad()
+    def td_targets(self, rows):
+        gamma = self.reward_net.hyperparameters.gamma
+        return self.q_rewards(rows) + gamma * self.next_values(rows)
+
+    @torch.no_grad()
+    def recent_returns(self):
+        """Lambda-returns of the newest q_recent_rounds rollouts."""
+        rows = slice(-self.replay.recent(self.hp.q_recent_rounds), None)
+        rewards, values = self.q_rewards(rows), self.next_values(rows)
+        gamma = self.reward_net.hyperparameters.gamma
+        return self.replay.lambda_returns(rewards, values, gamma, self.hp.td_lambda)
+
+    def fit_q(self, with_actor):
+        """TD3 on `q_rewards` (as DAC, arXiv 1809.02925), with lambda-returns for recent rows and
+        one-step targets for rows of all rollouts and of the demonstrations.
         """
-        eighth, n = self.q_steps * self.q_batch // 8, self.recent(self.q_recent_rounds)
-        self.q_optimizer.param_groups[0]["lr"] = self.left * self.first_lr
-        self.optimizer.param_groups[0]["lr"] = self.left * self.first_lr / self.worth
-        returns = self.lambda_returns(n, self.q_rewards(slice(-n, None)), self.slow_value)
-        for _ in range(self.q_rounds):
-            recent = self.rollout_rows(3 * eighth, self.q_recent_rounds)
-            rows = torch.cat([self.expert_rows(2 * eighth), self.rollout_rows(3 * eighth)])
-            _, _, next_obs, ended = self.remembered(rows)
-            with torch.no_grad():
-                after = self.survived(next_obs, ended) * self.slow_value(next_obs)
-            targets = torch.cat([self.q_rewards(rows) + self.reward_net.gamma * after, returns[recent]])
-            rows = torch.cat([rows, recent])
-            obs, acts, *_ = self.remembered(rows)
-            for batch in torch.randperm(len(rows), device=self.device).split(self.q_batch):
-                error = self.action_values(self.q, obs[batch], acts[batch]) - targets[batch]
-                descend(self.q_optimizer, error.square().sum(0).mean())
-            with torch.no_grad():
-                for slow, fast in zip(self.slow_q.parameters(), self.q.parameters()):
-                    slow.lerp_(fast, self.q_lag)
-            for _ in range(self.policy_steps if learn else 0):
-                self.follow(rows)
+        hp, replay = self.hp, self.replay
+        n = hp.q_steps_per_refresh * hp.q_batch
+        self.q_optimizer.param_groups[0]["lr"] = self.lr_fraction * self.base_lr
+        self.actor_optimizer.param_groups[0]["lr"] = self.lr_fraction * self.base_lr / self.bc_scale
+        returns = self.recent_returns()
+        for _ in range(hp.target_refreshes):
+            recent = replay.sample_policy(int(n * BATCH_SHARES["recent"]), hp.q_recent_rounds)
+            expert = replay.sample_expert(int(n * BATCH_SHARES["expert"]))
+            old = replay.sample_policy(int(n * BATCH_SHARES["all"]))
+            targets = torch.cat([self.td_targets(torch.cat([expert, old])), returns[recent]])
+            rows = torch.cat([expert, old, recent])
+            obs, acts = replay.obs[rows], replay.acts[rows]
+            for batch in torch.randperm(len(rows), device=rows.device).split(hp.q_batch):
+                error = self.q_values(self.q, obs[batch], acts[batch]) - targets[batch]
+                gradient_step(self.q_optimizer, error.square().sum(0).mean())
+            polyak_update(self.q_target, self.q, hp.tau)
+            for _ in range(hp.actor_steps_per_refresh if with_actor else 0):
+                self.actor_step(rows)
 
-    def heard(self, doubt):
-        """How much Q is worth in the policy's loss: nothing where there is no doubt. Q's errors do not shrink with the
-        clone's, and a hundredth of them in every action is enough to make a perfect Hopper fall.
+    def q_weight(self, disagreement):
+        """Weight of Q in the actor's loss. 0 at disagreement 0: Q's error does not vanish there as
+        the BC actor's does, and an action error of 0.01 suffices to make a Hopper fall.
         """
-        return doubt**2 / (1 + doubt**2)
+        return disagreement**2 / (1 + disagreement**2)
 
-    def follow(self, rows):
-        """Up the lower of two slow Qs where there is doubt, and the less away from the clone, the less there is. Rows
-        are drawn by doubt: there is something to learn.
+    def actor_step(self, rows):
+        """TD3+BC (Fujimoto and Gu 2021), both terms and the choice of rows by disagreement."""
+        weights = self.disagreement[rows].log1p() + self.hp.sampling_floor
+        rows = rows[torch.multinomial(weights, self.hp.q_batch)]
+        obs, disagreement = self.replay.obs[rows], self.disagreement[rows]
+        acts = self.actor(obs)
+        distance = (acts - self.bc_acts[rows]).square().sum(1)
+        bc_loss = (distance / (1 + disagreement)).mean()
+        values = self.q_values(self.q_target, obs, acts).amin(0)
+        q_loss = -(self.q_weight(disagreement) * values).mean() / values.detach().mean().abs()
+        gradient_step(self.actor_optimizer, self.bc_scale * self.hp.bc_coef * bc_loss + q_loss)
+
+
+class IRLAlgorithm:
+    """Adversarial IRL with a Wasserstein critic, a learned termination probability and a value
+    potential.
+
+    Without `set_policy` the loop's PPO trains the policy on `training_reward`, and the parts below
+    are the whole method. With `set_policy` PPO is paid 0 and PolicyImprovement trains the policy on
+    the learned reward.
+    """
+
+    hyperparameters = Hyperparameters()
+    policy_improvement_cls = PolicyImprovement
+
+    def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
+        hp = self.hyperparameters
+        self.reward_net = reward_net
+        self.args = args
+        self.device = device
+        self.replay = Replay(expert_demos["obs"], expert_demos["acts"], expert_demos["next_obs"])
+        self.terminal_obs = self.replay.obs[:0]  # next_obs of transitions that ended an episode
+        self.improvement = None  # set by set_policy
+        self.calls = 0
+        self.round = 0
+        reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])
+        self.critic_optimizer = optim.Adam(
+            reward_net.critic.parameters(), lr=args.irl_lr, fused=True
+        )
+        self.termination_optimizer = optim.Adam(
+            reward_net.termination_net.parameters(), lr=hp.termination_lr, fused=True
+        )
+        self.value_optimizer = optim.Adam(
+            reward_net.value_net.parameters(), lr=hp.value_lr, fused=True
+        )
+
+    def set_policy(self, policy, optimizer):
+        self.improvement = self.policy_improvement_cls(self, policy, optimizer)
+
+    def compute_reward(self, obs, acts, next_obs):
+        if self.improvement is not None:
+            return torch.zeros(len(obs), device=self.device)
+        with torch.no_grad():
+            return self.reward_net.training_reward(obs, acts, next_obs)
+
+    def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
+        stats = {}
+        if self.calls % self.args.n_irl_updates_per_round == 0:
+            transitions = (policy_obs, policy_acts, policy_next_obs)
+            stats |= self.start_round(*transitions, policy_dones.flatten() > 0.5)
+        self.calls += 1
+        for _ in range(self.hyperparameters.critic_steps):
+            stats |= self.critic_step()
+            stats |= self.termination_step()
+        return stats
+
+    def start_round(self, obs, acts, next_obs, ended):
+        """What happens once a rollout. Returns the mean g of the rollout."""
+        self.round += 1
+        self.replay.add(obs, acts, next_obs, ended)
+        self.update_terminal_states()
+        self.update_baseline_score()
+        if self.improvement is None:
+            self.fit_value()
+        else:
+            self.improvement.prepare_rollout_policy(self.round)
+        with torch.no_grad():
+            return {"g": self.reward_net.g(obs, acts, next_obs).mean().item()}
+
+    def update_terminal_states(self):
+        self.terminal_obs = self.replay.next_obs[self.replay.ended]
+        n = len(self.terminal_obs)
+        if n:
+            odds = n / max(1, self.replay.n_policy - n)
+            self.reward_net.termination_prior_logit.fill_(np.log(odds))
+
+    @torch.no_grad()
+    def update_baseline_score(self):
+        """The better mean score of the first two rollouts: with policy access a policy that stands
+        still and one that acts at random, else an untrained one.
         """
-        at = rows[torch.multinomial(self.doubt[rows].log1p() + self.evenly, self.q_batch)]
-        obs, doubt = self.memory[0][at], self.doubt[at]
-        acts = self.learner(obs)
-        strayed = ((acts - self.clone_acts[at]).square().sum(1) / (1 + doubt)).mean()
-        values = self.action_values(self.slow_q, obs, acts).amin(0)
-        gain = (self.heard(doubt) * values).mean() / values.detach().mean().abs()
-        descend(self.optimizer, self.worth * self.loyalty * strayed - gain)
+        replay, n = self.replay, self.replay.rollout_size
+        rows = slice(replay.n_expert, replay.n_expert + 2 * n)
+        scores = self.reward_net.critic(self.reward_net.features(*replay.transitions(rows)))
+        self.reward_net.baseline_score.copy_(max(part.mean() for part in scores.split(n)))
+
+    def sample_policy_rows(self, size):
+        """Half from recent rollouts, an eighth from the first ones, the rest from all: without old
+        rows the critic forgets bad behaviour that the policy no longer shows.
+        """
+        first = self.replay.sample_first(size // 8, self.hyperparameters.bc_rounds + 1)
+        old = self.replay.sample_policy(size // 2 - size // 8)
+        recent = self.replay.sample_policy(size - size // 2, self.hyperparameters.recent_rounds)
+        return torch.cat([recent, first, old])
+
+    def critic_step(self):
+        """WGAN-GP (arXiv 1704.00028) with a one-sided penalty. Its scores do not saturate as a
+        classifier's do, however far the policy is from the expert.
+        """
+        net, size = self.reward_net, self.args.irl_batch_size
+        rows = torch.cat([self.replay.sample_expert(size), self.sample_policy_rows(size)])
+        features = net.features(*self.replay.transitions(rows))
+        expert_score, policy_score = (x.mean() for x in net.critic(features).split(size))
+        expert, policy = features.split(size)
+        eps = torch.rand(size, 1, device=self.device)
+        interpolated = (eps * expert + (1 - eps) * policy).requires_grad_(True)
+        scores = net.critic(interpolated).sum()
+        (grad,) = torch.autograd.grad(scores, interpolated, create_graph=True)
+        penalty = (F.relu(grad.norm(dim=1) - 1) ** 2).mean()
+        loss = policy_score - expert_score + self.hyperparameters.gradient_penalty * penalty
+        gradient_step(self.critic_optimizer, loss)
+        net.expert_score_ema.lerp_(expert_score.detach(), 0.1)
+        net.policy_score_ema.lerp_(policy_score.detach(), 0.1)
+        gap = (expert_score - policy_score).item()
+        return {"critic_gap": gap, "gradient_penalty": penalty.item()}
+
+    def termination_step(self):
+        """Logistic regression: states that ended an episode against as many that did not, half of
+        these the expert's. `survival_prob` corrects for the equal shares. States in which a time
+        limit ends an episode occur elsewhere, too, where it does not, so p stays near 0 there,
+        whether or not `policy_dones` counts time limits.
+        """
+        if not 0 < len(self.terminal_obs) < self.replay.n_policy:
+            return {"termination_loss": 0.0}
+        size = self.args.irl_batch_size // 2
+        policy_rows = self.replay.sample_policy(size - size // 2)
+        rows = torch.cat([policy_rows, self.replay.sample_expert(size // 2)])
+        ordinary = self.replay.next_obs[rows][~self.replay.ended[rows]]
+        picked = torch.randint(len(self.terminal_obs), (size,), device=self.device)
+        logits = self.reward_net.termination_logit(torch.cat([self.terminal_obs[picked], ordinary]))
+        loss = F.softplus(-logits[:size]).mean() + F.softplus(logits[size:]).mean()
+        return {"termination_loss": gradient_step(self.termination_optimizer, loss)}
+
+    def fit_value(self):
+        """Fits V to the lambda-returns of `policy_relative_g` over the newest rollout."""
+        net, hp, n = self.reward_net, self.hyperparameters, self.replay.rollout_size
+        obs, acts, next_obs = self.replay.transitions(slice(-n, None))
+        with torch.no_grad():
+            rewards = net.policy_relative_g(obs, acts, next_obs)
+            next_values = net.continuation(next_obs, self.replay.ended[-n:]) * net.value(next_obs)
+            targets = self.replay.lambda_returns(rewards, next_values, hp.gamma, hp.td_lambda)
+        for _ in range(hp.value_steps):
+            rows = torch.randint(n, (self.args.irl_batch_size,), device=self.device)
+            loss = ((net.value(obs[rows]) - targets[rows]) ** 2).mean()
+            gradient_step(self.value_optimizer, loss)
 
 
-# ================================================================================================== EDITABLE REGION END
+# ============================================================================== EDITABLE REGION END
 
 
-# ================================================================================================================== PPO
-
-
+# ============================================================================================ PPO
 @dataclass(frozen=True)
 class Rollout:
-    """T steps of N environments. `next_obs` is the observation before any reset; `ended` counts time limits too."""
+    """T steps of N environments. `next_obs` is the observation before any reset."""
 
     obs: torch.Tensor  # (T, N, obs_dim)
     acts: torch.Tensor  # (T, N, action_dim), before clipping to the action space
@@ -773,72 +1044,93 @@ class Rollout:
     values: torch.Tensor  # (T, N)
     next_values: torch.Tensor  # (T, N), of next_obs
     true_rewards: torch.Tensor  # (T, N), for evaluation and the oracle alone
-    terminated: torch.Tensor  # (T, N), bool
-    ended: torch.Tensor  # (T, N), bool
+    terminated: torch.Tensor  # (T, N) bool
+    ended: torch.Tensor  # (T, N) bool, time limits included
+
+    def flat(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """obs, acts and next_obs with T and N flattened into one dimension, as methods get them."""
+        return self.obs.flatten(0, 1), self.acts.flatten(0, 1), self.next_obs.flatten(0, 1)
 
 
 @torch.no_grad()
 def collect_rollout(envs: VectorEnv, policy: Policy, num_steps: int) -> Rollout:
-    """Steps the environments with sampled actions; log-probabilities and values are computed once, at the end."""
-    (N, obs_dim), action_dim = envs.obs.shape, envs.action_space.shape[0]
-    obs, next_obs = torch.empty(num_steps, N, obs_dim), torch.empty(num_steps, N, obs_dim)
-    true_rewards = torch.empty(num_steps, N)
-    terminated, ended = torch.empty(num_steps, N, dtype=torch.bool), torch.empty(num_steps, N, dtype=torch.bool)
-    acts = policy.actor_logstd.exp() * torch.randn(num_steps, N, action_dim)  # the noise; the mean is added below
+    """Steps the environments with sampled actions. Log-probabilities and values are computed once,
+    at the end: the policy does not change during a rollout.
+    """
+    shape = (num_steps, len(envs.envs))
+    obs = torch.empty(*shape, envs.obs_dim)
+    next_obs = torch.empty(*shape, envs.obs_dim)
+    true_rewards = torch.empty(shape)
+    terminated = torch.empty(shape, dtype=torch.bool)
+    ended = torch.empty(shape, dtype=torch.bool)
+    acts = policy.actor_logstd.exp() * torch.randn(
+        *shape, envs.action_dim
+    )  # the mean is added below
     for t in range(num_steps):
         obs[t] = torch.from_numpy(envs.obs)
-        acts[t] += layer_inputs(policy.actor_mean, obs[t])[-1]
+        acts[t] += mlp_forward(policy.actor_mean, obs[t])[-1]
         step = envs.step(acts[t].numpy())
         next_obs[t], true_rewards[t], terminated[t], ended[t] = map(torch.from_numpy, step)
-    flat = obs.flatten(0, 1)
-    _, logprobs, _, values = policy.get_action_and_value(flat, acts.flatten(0, 1))
+    _, logprobs, _, values = policy.get_action_and_value(obs.flatten(0, 1), acts.flatten(0, 1))
     next_values = policy.get_value(next_obs.flatten(0, 1))
-    logprobs, values, next_values = (x.view(num_steps, N) for x in (logprobs, values, next_values))
-    return Rollout(obs, acts, next_obs, logprobs, values, next_values, true_rewards, terminated, ended)
+    logprobs, values, next_values = (x.view(shape) for x in (logprobs, values, next_values))
+    return Rollout(
+        obs, acts, next_obs, logprobs, values, next_values, true_rewards, terminated, ended
+    )
 
 
 class RunningNorm:
     """Running mean and variance of all rewards so far (Chan et al. 1979)."""
 
     def __init__(self):
-        self.count, self.mean, self.var = 0, 0.0, 1.0
+        self.count = 0
+        self.mean = 0.0
+        self.var = 1.0
 
     def __call__(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Takes `rewards` into the statistics, then returns (rewards - mean) / std, float32."""
+        """Adds `rewards` to the statistics, then returns (rewards - mean) / std, float32."""
         x = rewards.double()
-        count, mean, var = x.numel(), x.mean().item(), x.var(unbiased=False).item()
-        delta, total = mean - self.mean, self.count + count
-        self.var = (self.var * self.count + var * count + delta**2 * self.count * count / total) / total
+        count = x.numel()
+        var = x.var(unbiased=False).item()
+        delta = x.mean().item() - self.mean
+        total = self.count + count
+        between = delta**2 * self.count * count / total
+        self.var = (self.var * self.count + var * count + between) / total
         self.mean += delta * count / total
         self.count = total
         return ((x - self.mean) / (self.var + 1e-8) ** 0.5).float()
 
 
-def compute_gae(rewards, values, next_values, terminated, ended, gamma: float, gae_lambda: float):
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16); everything (T, N), returns advantages (T, N).
+def compute_gae(
+    rewards, values, next_values, terminated, ended, gamma: float, gae_lambda: float
+) -> torch.Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16). All inputs are (T, N).
 
-    A terminal state has value 0. A time limit bootstraps from the last observation, and either cuts the sum.
+    Returns advantages (T, N). A terminal state has value 0. A time limit bootstraps from the last
+    observation. Either ends the sum.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
     decay = gamma * gae_lambda * ~ended
-    advantages, running = torch.empty_like(deltas), torch.zeros_like(deltas[0])
+    advantages = torch.empty_like(deltas)
+    running = torch.zeros_like(deltas[0])
     for t in reversed(range(len(deltas))):
-        advantages[t] = running = deltas[t] + decay[t] * running
+        running = deltas[t] + decay[t] * running
+        advantages[t] = running
     return advantages
 
 
-def layer_inputs(net: nn.Sequential, x: torch.Tensor) -> list[torch.Tensor]:
-    """The input of each Linear layer of a `tanh_mlp`, and last its output. No autograd: see `backward`."""
+def mlp_forward(net: nn.Sequential, x: torch.Tensor) -> list[torch.Tensor]:
+    """The input of each Linear layer of a `tanh_mlp`, and last its output. No autograd."""
     first, second, last = net[::2]
-    hidden = torch.addmm(first.bias, x, first.weight.t())
-    np.tanh(hidden.numpy(), out=hidden.numpy())  # several times as fast as torch.tanh
-    hidden_2 = torch.addmm(second.bias, hidden, second.weight.t())
+    hidden_1 = torch.addmm(first.bias, x, first.weight.t())
+    np.tanh(hidden_1.numpy(), out=hidden_1.numpy())  # several times as fast as torch.tanh
+    hidden_2 = torch.addmm(second.bias, hidden_1, second.weight.t())
     np.tanh(hidden_2.numpy(), out=hidden_2.numpy())
-    return [x, hidden, hidden_2, torch.addmm(last.bias, hidden_2, last.weight.t())]
+    return [x, hidden_1, hidden_2, torch.addmm(last.bias, hidden_2, last.weight.t())]
 
 
-def backward(net: nn.Sequential, inputs: list[torch.Tensor], grad: torch.Tensor) -> None:
-    """Backpropagates `grad`, the loss's gradient in the net's output, into the `.grad` of its parameters."""
+def mlp_backward(net: nn.Sequential, inputs: list[torch.Tensor], grad: torch.Tensor) -> None:
+    """Backpropagates `grad`, the loss's gradient in the output, into `.grad` of the parameters."""
     for layer, x in zip(reversed(net[::2]), reversed(inputs[:-1])):
         torch.mm(grad.t(), x, out=layer.weight.grad)
         torch.sum(grad, 0, out=layer.bias.grad)
@@ -846,27 +1138,30 @@ def backward(net: nn.Sequential, inputs: list[torch.Tensor], grad: torch.Tensor)
             grad = torch.ops.aten.tanh_backward(torch.mm(grad, layer.weight), x)
 
 
-def ppo_gradient(policy: Policy, obs, acts, old_logprobs, advantages, returns, args: Args) -> dict[str, torch.Tensor]:
-    """PPO's clipped loss (Schulman et al. 2017, eq. 7) on a minibatch: fills the policy's `.grad`, returns statistics.
+def ppo_gradient(policy: Policy, obs, acts, old_logprobs, advantages, returns, args: Args) -> dict:
+    """PPO's clipped loss (Schulman et al. 2017, eq. 7) on a minibatch of n rows.
 
-    The same numbers as autograd's, by hand: at this size autograd's bookkeeping costs as much as the arithmetic.
+    Fills the policy's `.grad` and returns statistics. The gradient equals autograd's and is written
+    out because autograd's overhead at this size is as large as the arithmetic.
     """
     n = len(obs)
-    actor, critic = layer_inputs(policy.actor_mean, obs), layer_inputs(policy.critic, obs)
+    actor = mlp_forward(policy.actor_mean, obs)
+    critic = mlp_forward(policy.critic, obs)
     std = policy.actor_logstd.exp()
     z = (acts - actor[-1]) / std
     logprobs = (-0.5 * z * z - policy.actor_logstd - 0.5 * np.log(2 * np.pi)).sum(-1)
     logratio = logprobs - old_logprobs
     ratio = logratio.exp()
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    # loss = -mean(min(adv * ratio, adv * clip(ratio))); where the clipped term is the smaller one it is constant
-    gain, clipped_gain = advantages * ratio, advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    by_logprob = torch.where(gain <= clipped_gain, -gain / n, 0.0)[:, None]
-    backward(policy.actor_mean, actor, by_logprob * z / std)
-    torch.sum(by_logprob * (z * z - 1), 0, keepdim=True, out=policy.actor_logstd.grad)
+    # loss = -mean(min(adv * ratio, adv * clip(ratio))): constant where the clipped term is smaller
+    surrogate = advantages * ratio
+    clipped = advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    d_logprob = torch.where(surrogate <= clipped, -surrogate / n, 0.0)[:, None]
+    mlp_backward(policy.actor_mean, actor, d_logprob * z / std)
+    torch.sum(d_logprob * (z * z - 1), 0, keepdim=True, out=policy.actor_logstd.grad)
     # loss = vf_coef * mean(0.5 * (values - returns)^2)
     errors = critic[-1] - returns[:, None]
-    backward(policy.critic, critic, args.vf_coef / n * errors)
+    mlp_backward(policy.critic, critic, args.vf_coef / n * errors)
     return {
         "approx_kl": (ratio - 1 - logratio).mean(),  # k3 of http://joschu.net/blog/kl-approx.html
         "clip_fraction": ((ratio - 1).abs() > args.clip_coef).float().mean(),
@@ -874,252 +1169,326 @@ def ppo_gradient(policy: Policy, obs, acts, old_logprobs, advantages, returns, a
     }
 
 
+def flat_gradient(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """One vector of zeros of which every parameter's `.grad` is a view: one call gives the norm."""
+    sizes = [p.numel() for p in parameters]
+    gradient = torch.zeros(sum(sizes))
+    for p, part in zip(parameters, gradient.split(sizes)):
+        p.grad = part.view_as(p)
+    return gradient
+
+
 @torch.no_grad()
 def update_policy(
     policy: Policy, optimizer: optim.Optimizer, rollout: Rollout, rewards: torch.Tensor, args: Args
-) -> dict:
-    """PPO's epochs over a rollout with `rewards` (T, N), already normalised; returns the means of its statistics."""
+) -> dict[str, float]:
+    """PPO's epochs over a rollout with normalised `rewards` (T, N); returns mean statistics."""
     advantages = compute_gae(
-        rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended, args.gamma, args.gae_lambda
+        rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.terminated,
+        rollout.ended,
+        args.gamma,
+        args.gae_lambda,
     )
     returns = advantages + rollout.values
-    batch = [x.flatten(0, 1) for x in (rollout.obs, rollout.acts, rollout.logprobs, advantages, returns)]
-    # All gradients lie in one vector, so that their norm is one call.
+    columns = (rollout.obs, rollout.acts, rollout.logprobs, advantages, returns)
+    batch = [x.flatten(0, 1) for x in columns]
     parameters = list(policy.parameters())
-    gradient = torch.zeros(sum(p.numel() for p in parameters))
-    for p, part in zip(parameters, gradient.split([p.numel() for p in parameters])):
-        p.grad = part.view_as(p)
-    statistics, resting = [], False
+    gradient = flat_gradient(parameters)
+    stats = []
+    converged = False
     for _ in range(args.update_epochs):
-        order, before = torch.randperm(args.batch_size), torch.cat([p.flatten() for p in parameters])
-        for minibatch in zip(*(x[order].split(args.batch_size // args.num_minibatches) for x in batch)):
-            if not resting:
-                statistics.append(ppo_gradient(policy, *minibatch, args))
+        order = torch.randperm(args.batch_size)
+        before = torch.cat([p.flatten() for p in parameters])
+        for rows in order.split(args.batch_size // args.num_minibatches):
+            if not converged:
+                stats.append(ppo_gradient(policy, *(x[rows] for x in batch), args))
                 gradient *= (args.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
             optimizer.step()
-        # An epoch moved nothing, as where a method pays 0: the gradient stays exactly 0, only Adam's clock goes on.
-        resting = not gradient.any() and torch.equal(before, torch.cat([p.flatten() for p in parameters]))
+        # An epoch of zero gradients that moved nothing (a method that pays 0): the gradient stays
+        # 0, and only Adam's step count advances.
+        after = torch.cat([p.flatten() for p in parameters])
+        converged = not gradient.any() and torch.equal(before, after)
     unexplained = (returns - rollout.values).var() / (returns.var() + 1e-12)
     return {
-        **{name: torch.stack([row[name] for row in statistics]).mean().item() for name in statistics[0]},
+        **{key: torch.stack([s[key] for s in stats]).mean().item() for key in stats[0]},
         "explained_variance": 1 - unexplained.item(),
         "logstd": policy.actor_logstd.mean().item(),
     }
 
 
-# =============================================================================================================== method
+# ================================================================================ contract checks
 def check_size(reward_net: nn.Module, obs_dim: int, action_dim: int) -> None:
     """The contract's cap: 1.05 x AIRL's g on [s, a] and h on s, each 256-256-1."""
     airl = sum((n + 1) * 256 + 257 * 256 + 257 for n in (obs_dim + action_dim, obs_dim))
     size = sum(p.numel() for p in reward_net.parameters())
     if size > 1.05 * airl:
-        name, most = type(reward_net).__name__, int(1.05 * airl)
-        raise UserError(f"{name}: {size} parameters; at most {most} are allowed (1.05 x AIRL's {airl})")
+        allowed = f"at most {int(1.05 * airl)} are allowed (1.05 x AIRL's {airl})"
+        raise UserError(f"{type(reward_net).__name__}: {size} parameters; {allowed}")
 
 
-def learned_rewards(algorithm, flat: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """`compute_reward` of a flat rollout, checked; names the class at fault."""
-    rewards, n = algorithm.compute_reward(*flat), len(flat[0])
+def learned_rewards(algorithm, rollout: Rollout) -> torch.Tensor:
+    """`compute_reward` of a rollout, checked, (T, N); without a method the true rewards."""
+    if algorithm is None:
+        return rollout.true_rewards
+    rewards = algorithm.compute_reward(*rollout.flat())
+    n = rollout.true_rewards.numel()
     name = f"{type(algorithm).__name__}.compute_reward"
     if not isinstance(rewards, torch.Tensor) or rewards.shape != (n,):
-        raise UserError(f"{name}: returned shape {tuple(getattr(rewards, 'shape', ()))}; expected ({n},)")
+        shape = tuple(getattr(rewards, "shape", ()))
+        raise UserError(f"{name}: returned shape {shape}; expected ({n},)")
     rewards = rewards.detach().float()
     if not rewards.isfinite().all():
-        raise UserError(f"{name}: returned {int((~rewards.isfinite()).sum())} values of {n} that are not finite")
-    return rewards
+        broken = int((~rewards.isfinite()).sum())
+        raise UserError(f"{name}: returned {broken} values of {n} that are not finite")
+    return rewards.view_as(rollout.true_rewards)
 
 
-class FrozenReward:
-    """A reward that no longer learns."""
-
-    def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
-        self.reward_net = reward_net
-
-    def compute_reward(self, obs, acts, next_obs):
-        with torch.no_grad():
-            return self.reward_net(obs, acts, next_obs)
-
-    def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
+def update_reward(algorithm, rollout: Rollout, n_updates: int) -> dict[str, float]:
+    """Calls `update` `n_updates` times; returns the mean of each number that it reports."""
+    if algorithm is None:
         return {}
-
-
-def update_reward(algorithm, flat: tuple[torch.Tensor, ...], dones: torch.Tensor, n_updates: int) -> dict[str, float]:
-    """Calls `update` `n_updates` times; returns the mean of each number it reports."""
-    reports = [algorithm.update(*flat, dones) or {} for _ in range(n_updates)]
+    dones = rollout.ended.flatten().float()
+    reports = [algorithm.update(*rollout.flat(), dones) or {} for _ in range(n_updates)]
     keys = dict.fromkeys(key for report in reports for key in report)
-    return {f"irl/{key}": float(np.mean([float(r[key]) for r in reports if key in r])) for key in keys}
+    return {
+        f"irl/{key}": float(np.mean([float(r[key]) for r in reports if key in r])) for key in keys
+    }
 
 
-# =========================================================================================================== evaluation
+# ===================================================================================== evaluation
 @torch.no_grad()
-def evaluate(policy: Policy, env_id: str, episodes: int, seed: int, deterministic: bool) -> dict:
-    """Plays `episodes` episodes under the environment's own reward; returns their returns and lengths."""
-    env = make_env(env_id)
-    generator = torch.Generator().manual_seed(seed)
-    std, returns, lengths = policy.actor_logstd.exp()[0], [], []
-    for reset_seed in seeds_for(seed, purpose=1, n=episodes):
-        obs, _ = env.reset(seed=reset_seed)
-        total, length, done = 0.0, 0, False
+def evaluate(policy: Policy, args: Args, episodes: int, deterministic: bool) -> dict:
+    """Returns and lengths of `episodes` episodes under the environment's own reward."""
+    env = make_env(args.env, args.max_episode_steps)
+    generator = torch.Generator().manual_seed(args.seed)
+    std = policy.actor_logstd.exp()[0]
+    returns = []
+    lengths = []
+    for reset_seed in seeds_for(args.seed, purpose=1, n=episodes):
+        obs = reset_env(env, reset_seed)
+        total = 0.0
+        length = 0
+        done = False
         while not done:
             action = policy.actor_mean(torch.as_tensor(obs, dtype=torch.float32))
             if not deterministic:
                 action = action + std * torch.randn(std.shape, generator=generator)
-            obs, reward, terminated, truncated, _ = env.step(
-                action.numpy().clip(env.action_space.low, env.action_space.high)
-            )
-            total, length, done = total + float(reward), length + 1, terminated or truncated
-        returns.append(total), lengths.append(length)
-    return {"returns": returns, "lengths": lengths, "mean": float(np.mean(returns)), "std": float(np.std(returns))}
+            clipped = action.numpy().clip(env.action_space.low, env.action_space.high)
+            obs, reward, terminated, truncated = step_env(env, clipped)
+            total += float(reward)
+            length += 1
+            done = terminated or truncated
+        returns.append(total)
+        lengths.append(length)
+    mean, std_return = float(np.mean(returns)), float(np.std(returns))
+    return {"returns": returns, "lengths": lengths, "mean": mean, "std": std_return}
 
 
-# ============================================================================================== results and checkpoints
+# ======================================================================================= training
+class EpisodeSums:
+    """Sums over episodes of per-step numbers, carried from one rollout to the next."""
+
+    def __init__(self, num_envs: int):
+        self.running = {
+            name: np.zeros(num_envs) for name in ("true_return", "episode_length", "learned_return")
+        }
+
+    def finished(self, rollout: Rollout, rewards: torch.Tensor) -> dict[str, list[float]]:
+        """The sums of the episodes that ended in this rollout, whose learned rewards are given."""
+        steps = (rollout.true_rewards, torch.ones_like(rewards), rewards)
+        ended = rollout.ended.numpy()
+        sums = {}
+        for (name, running), values in zip(self.running.items(), steps):
+            sums[name] = []
+            for value, end in zip(values.numpy(), ended):
+                running += value
+                sums[name].extend(running[end].tolist())
+                running[end] = 0.0
+        return sums
+
+
+@dataclass
+class Training:
+    """Everything that training changes. A trainer with a loop of its own fills what it has."""
+
+    policy: nn.Module
+    optimizer: optim.Optimizer | None = None
+    reward_net: nn.Module | None = None  # None, as algorithm: the oracle
+    algorithm: object | None = None
+    reward_norm: RunningNorm = field(default_factory=RunningNorm)
+    episodes: EpisodeSums | None = None
+    rows: list[dict] = field(default_factory=list)  # of metrics.csv, one a round
+    seconds: dict[str, float] = field(default_factory=dict)  # spent in each phase
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def start_training(
+    reward_cls: type, algorithm_cls: type, args: Args, envs: VectorEnv, demos: Demos | None
+) -> Training:
+    """Policy, optimizer, reward network and algorithm before the first round."""
+    policy = Policy(envs.obs_dim, envs.action_dim)
+    optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    reward_net = algorithm = None
+    if not args.true_reward:
+        reward_net = reward_cls(envs.obs_dim, envs.action_dim)
+        check_size(reward_net, envs.obs_dim, envs.action_dim)
+        tensors = None if demos is None else demos.tensors
+        device = torch.device("cpu")
+        algorithm = algorithm_cls(reward_net, tensors, envs.obs_dim, envs.action_dim, device, args)
+        if hasattr(algorithm, "set_policy") and not args.no_policy_access:
+            algorithm.set_policy(policy, optimizer)
+    sums = EpisodeSums(args.num_envs)
+    return Training(policy, optimizer, reward_net, algorithm, episodes=sums)
+
+
+def anneal(optimizer: optim.Optimizer, learning_rate: float, round_: int, num_rounds: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * (1 - round_ / num_rounds)
+
+
+def train(
+    training: Training,
+    envs: VectorEnv,
+    args: Args,
+    title: str,
+    after_round: Callable[[Training], None] = lambda training: None,
+) -> None:
+    """Runs the rounds that are left: rollout, reward, reward update, policy update.
+
+    Appends a row to `training.rows` and calls `after_round` after each.
+    """
+    done = len(training.rows)
+    policy, optimizer, algorithm = training.policy, training.optimizer, training.algorithm
+    with progress_bar(args, done * args.batch_size, title) as bar:
+        for round_ in range(done, args.num_rounds):
+            start = time.perf_counter()
+            anneal(optimizer, args.learning_rate, round_, args.num_rounds)
+            with training.timed("rollout"):
+                rollout = collect_rollout(envs, policy, args.num_steps)
+            with training.timed("reward"):
+                rewards = learned_rewards(algorithm, rollout)
+            with training.timed("reward_update"):
+                irl_stats = update_reward(algorithm, rollout, args.n_irl_updates_per_round)
+            with training.timed("ppo"):
+                normalized_rewards = training.reward_norm(rewards)
+                ppo_stats = update_policy(policy, optimizer, rollout, normalized_rewards, args)
+            sums = training.episodes.finished(rollout, rewards)
+            row = {
+                "round": round_ + 1,
+                "steps": (round_ + 1) * args.batch_size,
+                "episodes": len(sums["true_return"]),
+                **{name: float(np.mean(x)) if x else "" for name, x in sums.items()},
+                "reward_mean": rewards.mean().item(),
+                "reward_std": rewards.std().item(),
+                **irl_stats,
+                **ppo_stats,
+                "steps_per_second": args.batch_size / (time.perf_counter() - start),
+            }
+            training.rows.append(row)
+            bar.update(args.batch_size)
+            if row["episodes"]:
+                bar.set_postfix_str(f"return {row['true_return']:.0f}")
+            after_round(training)
+
+
+def progress_bar(args: Args, done: int, title: str) -> tqdm:
+    """A bar over environment steps; nothing where stderr is not a terminal."""
+    total = args.num_rounds * args.batch_size
+    return tqdm(total=total, initial=done, desc=title, unit="step", unit_scale=True, disable=None)
+
+
+# ======================================================================================== results
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name to write to and renames it to `path`, so that `path` is never half-written."""
+    """A temporary name to write to, renamed to `path` at the end: `path` is never half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
-    """Of a file, or of all files in a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        digest.update(file.read_bytes() if file.is_file() else b"")
-    return digest.hexdigest()
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
-def provenance() -> dict:
-    """Where the numbers come from: commit, whether the tree was clean, hardware."""
-    commit, changes = (
-        subprocess.run(["git", "-C", ROOT, *words.split()], capture_output=True, text=True).stdout.strip()
-        for words in ("rev-parse HEAD", "status --porcelain")
-    )
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    cpu = models[0] if models else platform.processor()
-    hardware = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.platform()}
-    return {"git_commit": commit, "git_clean": bool(commit) and not changes, "hardware": hardware}
-
-
-def describe_run(args: Args, method: str, classes: tuple[type, ...]) -> dict[str, dict]:
-    """All that has to be equal for two runs to give the same numbers: method, configuration, demos, code, versions."""
-    told = ("out", "overwrite", "tensorboard")  # these change no number
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items() if k not in told}
-    files = {Path(__file__).resolve(), *(Path(inspect.getfile(c)).resolve() for c in classes)}
-    return {
-        "config": {"method": method, **config},
-        "demos": {"sha256": sha256(args.demos_path) if args.learns_reward else None},
-        "frozen_reward": {"sha256": sha256(args.reward_file) if args.frozen_reward else None},
-        "code_sha256": {f.name: sha256(f) for f in sorted(files)},
-        "versions": {p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
-    }
+def save_torch(path: Path, value: object) -> None:
+    """torch.save by way of memory, so that a full disk is an OSError as for any other file."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def write_metrics(path: Path, rows: list[dict]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="") as f:
         writer = csv.DictWriter(f, dict.fromkeys(key for row in rows for key in row))
-        writer.writeheader(), writer.writerows(rows)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-@contextmanager
-def event_log(folder: Path | None, done: int) -> Iterator[Callable[[dict], None]]:
-    """Gives a function that logs a row of metrics.csv, after `done` steps, for TensorBoard in `folder`, if any."""
-    if folder is None:
-        yield lambda row: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard: expected the package tensorboard to be installed") from None
-    with SummaryWriter(folder, purge_step=done + 1) as writer:
-
-        def log(row: dict) -> None:
-            for name, value in row.items():
-                if value != "" and name not in ("round", "steps"):
-                    writer.add_scalar(name, value, row["steps"])
-
-        yield log
+def config_of(args: Args) -> dict:
+    """The flags that can change a number, as JSON."""
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()}
+    return {key: value for key, value in config.items() if key not in ("out", "overwrite")}
 
 
-def save_training(path: Path, state: dict, envs: VectorEnv) -> None:
-    """One pickle for all that trains, so that what the method shares with the loop (policy, optimizer) stays shared."""
-    generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    with replacing(path) as temporary:
-        saved = {"state": state, "envs": envs.history, "generators": generators}
-        torch.save(saved, temporary, pickle_module=cloudpickle)
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
-def load_training(path: Path, envs: VectorEnv) -> dict:
-    """The state `save_training` wrote here, with the environments and all generators brought back to it."""
-    try:
-        saved = torch.load(path, weights_only=False)  # our own file: the folder's config.json names the same code
-    except Exception as error:
-        raise UserError(f"{path}: cannot be resumed from ({error!r}); remove it to start this run anew") from None
-    envs.restore(saved["envs"])
-    random.setstate(saved["generators"][0])
-    np.random.set_state(saved["generators"][1])
-    torch.set_rng_state(saved["generators"][2])
-    return saved["state"]
+def describe_demos(args: Args, demos: Demos | None) -> dict:
+    if demos is None:
+        return {"file": args.demos_path.name, "sha256": None, "episodes": 0, "transitions": 0}
+    return {
+        "file": args.demos_path.name,
+        "sha256": sha256(args.demos_path),
+        "episodes": demos.episodes,
+        "episodes_in_file": demos.episodes_in_file,
+        "transitions": len(demos),
+        "transitions_in_file": demos.transitions_in_file,
+    }
 
 
-def run_config(folder: Path, *needed: str) -> dict:
-    """The configuration of the finished run in `folder`; UserError if its checkpoint lacks that or one of `needed`."""
-    for name in ("config.json", *needed):
-        if not (path := folder / "checkpoint" / name).is_file():
-            raise UserError(f"{path}: no such file; expected {folder} to be the folder of a finished run")
-    return json.loads((folder / "checkpoint" / "config.json").read_text())["config"]
+def save_run(
+    folder: Path,
+    training: Training,
+    args: Args,
+    method: str,
+    demos: Demos | None,
+    card: dict | None,
+) -> dict:
+    """Evaluates the final policy and writes the files of a finished run; returns the result.
 
-
-def inherit_labels(args: Args, method: str) -> Args:
-    """Args with the panel and the policy access of the run that --frozen-reward names, so that its labels say them.
-
-    Raises:
-        UserError: if that is not a finished run of this method in this environment.
+    result.json is written last: a folder that has one is complete.
     """
-    trained, config = run_config(args.frozen_reward, "reward_net.pt"), args.frozen_reward / "checkpoint" / "config.json"
-    for key, expected in (("env", args.env), ("method", method)):
-        if trained[key] != expected:
-            raise UserError(f"{config}: {key} is {trained[key]}; expected {expected}")
-    return replace(args, **{k: trained[k] for k in ("demo_episodes", "demo_subsample", "no_policy_access")})
-
-
-def open_folder(folder: Path, run: dict, overwrite: bool) -> dict | None:
-    """Prepares the run's folder; returns the result if it is there already. Never replaces another run unasked."""
-    config, result = folder / "checkpoint" / "config.json", folder / "result.json"
-    if config.exists():
-        there = json.loads(config.read_text())
-        changed = [f"{part} {key}" for part in run for key in run[part] if there[part].get(key) != run[part][key]]
-        if not changed:
-            return json.loads(result.read_text()) if result.exists() else None
-        if not overwrite:
-            raise UserError(f"{folder}: another run ({', '.join(changed)} differ); --overwrite it or change --out")
-        for old in (result, folder / "metrics.csv", *folder.glob("tensorboard/*"), *config.parent.iterdir()):
-            old.unlink(missing_ok=True)
-    with replacing(config) as temporary:
-        temporary.write_text(json.dumps(run, indent=2) + "\n")
-    return None
-
-
-def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | None, n_demos: int) -> dict:
-    """Evaluates the final policy, writes its checkpoint and result.json, and returns the result."""
-    with timed(state["seconds"], "evaluation"):
-        deterministic, sampled = (
-            evaluate(state["policy"], args.env, EVAL_EPISODES, args.seed, d) for d in (True, False)
-        )
+    with training.timed("evaluation"):
+        deterministic = evaluate(training.policy, args, EVAL_EPISODES, deterministic=True)
+        sampled = evaluate(training.policy, args, EVAL_EPISODES, deterministic=False)
     for name in ("policy", "reward_net"):
-        if state[name] is not None:
-            with replacing(folder / "checkpoint" / f"{name}.pt") as temporary:
-                torch.save(state[name].state_dict(), temporary)
-    steps, seconds = state["round"] * args.batch_size, {k: round(v, 3) for k, v in state["seconds"].items()}
+        if (net := getattr(training, name)) is not None:
+            save_torch(folder / f"{name}.pt", net.state_dict())
+    write_metrics(folder / "metrics.csv", training.rows)
+    hyperparameters = getattr(training.algorithm, "hyperparameters", None)
+    seconds = {phase: round(s, 3) for phase, s in training.seconds.items()}
+    steps = training.rows[-1]["steps"] if training.rows else 0
     result = {
-        "schema": 1,
-        "method": run["config"]["method"],
-        "variant": "frozen" if args.frozen_reward else "reward-only" if args.no_policy_access else "full",
-        "panel": args.panel,
-        "labels": args.labels(),
+        "schema": 2,
+        "id": uuid.uuid4().hex,
+        "method": method,
         "env": args.env,
+        "dims": env_dims(args),
         "seed": args.seed,
         "steps": steps,
         "eval_return_mean": deterministic["mean"],
@@ -1128,251 +1497,99 @@ def write_result(folder: Path, run: dict, args: Args, state: dict, card: dict | 
         "evaluation": {"deterministic": deterministic, "sampled": sampled},
         "steps_per_second": steps / (sum(seconds.values()) - seconds["evaluation"]),
         "seconds": seconds,
-        **run,
-        "demos": {**run["demos"], "file": args.demos_path.name, "transitions": n_demos},
+        "config": config_of(args),
+        "hyperparameters": asdict(hyperparameters) if hyperparameters else {},
+        "demos": describe_demos(args, demos),
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with replacing(folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-    (folder / "checkpoint" / "training.pt").unlink(missing_ok=True)
-    return result
+    text = json.dumps(result, indent=2) + "\n"
+    write_text(folder / "result.json", text)
+    return json.loads(text)
 
 
-def load_run(folder: Path | str, reward_cls: type | None = None) -> tuple[Policy, nn.Module | None]:
-    """The final policy and, given its class, the learned reward network of a finished run.
-
-    Raises:
-        UserError: naming the file that is missing or does not fit.
-    """
-    folder = Path(folder)
-    config = run_config(folder, "policy.pt", *(["reward_net.pt"] if reward_cls else []))
-    env, checkpoint = make_env(config["env"]), folder / "checkpoint"
-    dims = env.observation_space.shape[0], env.action_space.shape[0]
-    nets = [Policy(*dims), reward_cls(*dims) if reward_cls else None]
-    for net, name in zip(nets, ("policy", "reward_net")):
-        if net is not None:
-            try:
-                net.load_state_dict(torch.load(checkpoint / f"{name}.pt", weights_only=True))
-            except RuntimeError:
-                raise UserError(
-                    f"{checkpoint / name}.pt: does not fit {type(net).__name__}; expected its class"
-                ) from None
-    return nets[0], nets[1]
-
-
-# ================================================================================================= the reward elsewhere
-Reward = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
-def as_function(net: Callable[..., torch.Tensor]) -> Reward:
-    """A network as a function of arrays obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim); rewards (n,)."""
-
-    def reward(obs: np.ndarray, acts: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return net(*(torch.as_tensor(x, dtype=torch.float32) for x in (obs, acts, next_obs))).numpy().astype(float)
-
-    return reward
-
-
-def load_reward(folder: Path | str, reward_cls: type = RewardNetwork) -> Reward:
-    """The reward that a finished run ended with, as `as_function` gives it. `reward_cls`: the class of its network."""
-    return as_function(load_run(folder, reward_cls)[1])
-
-
-class LearnedReward(gym.Wrapper):
-    """Pays a Reward for every step; the environment's own is info["true_reward"]."""
-
-    def __init__(self, env: gym.Env, reward: Reward):
-        super().__init__(env)
-        self.reward = reward
-
-    def reset(self, **kwargs):
-        self.obs, info = self.env.reset(**kwargs)
-        return self.obs, info
-
-    def step(self, action):
-        next_obs, true_reward, terminated, truncated, info = self.env.step(action)
-        reward = float(self.reward(self.obs[None], np.asarray(action)[None], next_obs[None])[0])
-        self.obs = next_obs
-        return next_obs, reward, terminated, truncated, {**info, "true_reward": true_reward}
-
-
-# ================================================================================================================= main
-@contextmanager
-def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
-
-
-def note_signals() -> list[int]:
-    """Ctrl-C and SIGTERM join the list returned, so that the round under way can end; the second one interrupts."""
-    received = []
-
-    def note(signum, frame):
-        received.append(signum)
-        signal.signal(signum, signal.default_int_handler)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, note)
-    return received
-
-
-def episode_sums(values: np.ndarray, ended: np.ndarray, running: np.ndarray) -> list[float]:
-    """Sums of `values` (T, N) over the episodes that ended; `running` (N,) carries the unfinished ones, in place."""
-    sums = []
-    for value, end in zip(values, ended):
-        running += value
-        sums.extend(running[end].tolist())
-        running[end] = 0.0
-    return sums
-
-
-def start_training(reward_cls: type, algorithm_cls: type, args: Args, envs: VectorEnv, demos: dict | None) -> dict:
-    """Everything that training changes, in one dict: what a checkpoint saves."""
-    obs_dim, action_dim = envs.obs.shape[1], envs.action_space.shape[0]
-    policy = Policy(obs_dim, action_dim)
-    optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    reward_net = algorithm = None
-    if args.frozen_reward:
-        algorithm_cls = FrozenReward
-    if not args.true_reward:
-        frozen = args.frozen_reward
-        reward_net = load_run(frozen, reward_cls)[1] if frozen else reward_cls(obs_dim, action_dim)
-        check_size(reward_net, obs_dim, action_dim)
-        algorithm = algorithm_cls(reward_net, demos, obs_dim, action_dim, torch.device("cpu"), args)
-        if hasattr(algorithm, "set_policy") and not args.no_policy_access:
-            algorithm.set_policy(policy, optimizer)
-    carried = {name: np.zeros(args.num_envs) for name in ("true_return", "episode_length", "learned_return")}
-    return {
-        "policy": policy, "optimizer": optimizer, "reward_net": reward_net, "algorithm": algorithm,
-        "reward_norm": RunningNorm(), "round": 0, "carried": carried, "rows": [], "seconds": {},
-    }  # fmt: skip
-
-
-def train_round(state: dict, envs: VectorEnv, args: Args) -> dict:
-    """One rollout, the reward's update and the policy's update; returns the row for metrics.csv."""
-    policy, optimizer, algorithm, seconds = (state[k] for k in ("policy", "optimizer", "algorithm", "seconds"))
-    start = time.perf_counter()
-    for group in optimizer.param_groups:
-        group["lr"] = args.learning_rate * (1 - state["round"] / args.num_rounds)
-    with timed(seconds, "rollout"):
-        rollout = collect_rollout(envs, policy, args.num_steps)
-    rewards, irl = rollout.true_rewards, {}
-    if algorithm is not None:
-        flat = tuple(x.flatten(0, 1) for x in (rollout.obs, rollout.acts, rollout.next_obs))
-        with timed(seconds, "reward"):
-            rewards = learned_rewards(algorithm, flat).view_as(rewards)
-        with timed(seconds, "reward_update"):
-            irl = update_reward(algorithm, flat, rollout.ended.flatten().float(), args.n_irl_updates_per_round)
-    with timed(seconds, "ppo"):
-        ppo = update_policy(policy, optimizer, rollout, state["reward_norm"](rewards), args)
-    state["round"] += 1
-    per_step = {
-        "true_return": rollout.true_rewards,
-        "episode_length": torch.ones_like(rewards),
-        "learned_return": rewards,
-    }
-    ended = rollout.ended.numpy()
-    finished = {name: episode_sums(x.numpy(), ended, state["carried"][name]) for name, x in per_step.items()}
-    return {
-        "round": state["round"],
-        "steps": state["round"] * args.batch_size,
-        "episodes": len(finished["true_return"]),
-        **{name: float(np.mean(sums)) if sums else "" for name, sums in finished.items()},
-        "reward_mean": rewards.mean().item(),
-        "reward_std": rewards.std().item(),
-        **irl,
-        **ppo,
-        "steps_per_second": args.batch_size / (time.perf_counter() - start),
-    }
-
-
-def run(reward_cls: type, algorithm_cls: type, args: Args, method: str, signals: Sequence[int] = ()) -> dict | None:
-    """Trains and evaluates one method on one environment with one seed; goes on with an interrupted run.
-
-    It stops, with a checkpoint, at the end of the round in which `signals` (see `note_signals`) is no longer empty.
-
-    Returns:
-        what result.json holds, or None if a signal stopped the run (the same call goes on with it).
-
-    Raises:
-        UserError: bad arguments or demonstrations, a folder with another run in it, a method that breaks the contract.
-    """
-    method = "oracle" if args.true_reward else method
-    if args.frozen_reward:
-        args = inherit_labels(args, method)
-    torch.set_num_threads(1)  # a second thread costs more than it brings at this size
-    random.seed(args.seed), np.random.seed(args.seed), torch.manual_seed(args.seed)
-    envs = VectorEnv(args.env, args.num_envs, args.seed)
-    demos = None
-    if args.learns_reward:
-        dims = envs.obs.shape[1], envs.action_space.shape[0]
-        demos = load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
-    card, n_demos = load_card(args.demos_path), 0 if demos is None else len(demos["obs"])
-    folder, description = args.folder(method), describe_run(args, method, (reward_cls, algorithm_cls))
-    origin = provenance()
-    if (result := open_folder(folder, description, args.overwrite)) is not None:
-        return result
-    unfinished = folder / "checkpoint" / "training.pt"
-    if unfinished.exists():
-        state = load_training(unfinished, envs)
-    else:
-        state = start_training(reward_cls, algorithm_cls, args, envs, demos)
-    total, done = args.num_rounds * args.batch_size, state["round"] * args.batch_size
-    name = f"{method} {args.env} seed {args.seed}"
-    with (
-        tqdm(total=total, initial=done, desc=name, unit="step", unit_scale=True, disable=None) as bar,
-        event_log(folder / "tensorboard" if args.tensorboard else None, done) as log,
-    ):
-        while state["round"] < args.num_rounds and not signals:
-            row = train_round(state, envs, args)
-            with timed(state["seconds"], "logging"):
-                state["rows"].append(row)
-                log(row)
-                write_metrics(folder / "metrics.csv", state["rows"])
-                if state["round"] % CHECKPOINT_EVERY == 0:
-                    save_training(unfinished, state, envs)
-            bar.update(args.batch_size)
-            if row["episodes"]:
-                bar.set_postfix_str(f"return {row['true_return']:.0f}")
-    if state["round"] < args.num_rounds:
-        save_training(unfinished, state, envs)
-        return None
-    return write_result(folder, description | origin, args, state, card, n_demos)
-
-
+# =========================================================================================== main
 def parse_args(flags: Sequence[str] | None = None) -> Args:
     """Args from command-line flags (those of this process if None)."""
     return tyro.cli(tyro.conf.FlagCreatePairsOff[Args], args=flags, description=__doc__)
 
 
-def print_result(result: dict, args: Args) -> None:
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # NumPy's legacy generator takes 32 bits
+    torch.manual_seed(seed)
+
+
+def announce_demos(args: Args, demos: Demos) -> None:
+    """What of the demonstrations is used; a warning where a default leaves out most of them."""
+    used = f"{len(demos)} of {demos.transitions_in_file} transitions"
+    print(f"{args.demos_path}: {used}, {demos.episodes} of {demos.episodes_in_file} episodes")
+    default = args.demo_episodes == Args.demo_episodes
+    if default and 2 * demos.episodes < demos.episodes_in_file:
+        print("warning: --demo-episodes leaves out most of the file by default", file=sys.stderr)
+
+
+def prepare_demos(
+    args: Args, algorithm_cls: type | None = None
+) -> tuple[Demos | None, dict | None]:
+    """The demonstrations, where they are used, and their card; says what is used of them."""
+    demos = None
+    if not args.true_reward and getattr(algorithm_cls, "needs_demos", True):
+        dims = env_dims(args)
+        demos = load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
+        announce_demos(args, demos)
+    card, note = load_card(args.demos_path, args.env)
+    if note:
+        print(note, file=sys.stderr)
+    return demos, card
+
+
+def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
+    """Trains and evaluates one method on one environment with one seed; returns its result.
+
+    Raises:
+        UserError: bad arguments or demonstrations, a folder that holds a finished run, a method
+            that breaks the contract.
+    """
+    method = "oracle" if args.true_reward else method
+    folder = args.out or Path("results", method, args.env, f"seed{args.seed}")
+    if (folder / "result.json").exists() and not args.overwrite:
+        raise UserError(f"{folder}: holds a finished run; --overwrite it or change --out")
+    torch.set_num_threads(1)  # a second thread costs more than it saves at this size
+    seed_everything(args.seed)
+    demos, card = prepare_demos(args, algorithm_cls)
+    envs = VectorEnv(args)
+    training = start_training(reward_cls, algorithm_cls, args, envs, demos)
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # a folder that cannot be written to fails now
+    train(training, envs, args, f"{method} {args.env} seed {args.seed}")
+    return save_run(folder, training, args, method, demos, card)
+
+
+def print_result(result: dict, folder: Path) -> None:
     """A run's summary; the last line is the benchmark's metric."""
-    if result["labels"]:
-        print(f"not the benchmark's own configuration: {', '.join(result['labels'])}")
-    share = "" if result["normalized_return"] is None else f", {result['normalized_return']:.3f} of the expert's"
-    folder = args.folder(result["method"], labels=result["labels"])  # a frozen reward's run has inherited labels
+    share = ""
+    if result["normalized_return"] is not None:
+        share = f", {result['normalized_return']:.3f} of the expert's"
+    mean, std = result["eval_return_mean"], result["eval_return_std"]
     print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, {folder}")
-    print(f"final policy: {result['eval_return_mean']:.1f} ± {result['eval_return_std']:.1f}{share}")
-    print(f"eval_return_{args.env.lower().replace('-', '_')}: {result['eval_return_mean']:.2f}")
+    print(f"final policy: {mean:.1f} ± {std:.1f}{share}")
+    print(f"eval_return_{result['env'].lower().replace('-', '_')}: {mean:.2f}")
 
 
 def main(reward_cls: type, algorithm_cls: type, method: str) -> None:
     """The command line of a method: parses the flags, runs, prints the score on the last line."""
     try:
         args = parse_args()
-        result = run(reward_cls, algorithm_cls, args, method, note_signals())
-    except UserError as error:
+        result = run(reward_cls, algorithm_cls, args, method)
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        result = None
-    if result is None:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    print_result(result, args)
+        sys.exit("stopped; an unfinished run leaves no result")
+    print_result(
+        result, args.out or Path("results", result["method"], args.env, f"seed{args.seed}")
+    )
 
 
 if __name__ == "__main__":
-    sys.modules["custom_irl"] = sys.modules["__main__"]  # demos/formats.py imports this module, not a second copy of it
     main(RewardNetwork, IRLAlgorithm, method="custom")

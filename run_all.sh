@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # Sets up .venv on the first call, then runs the benchmark or the tests.
 #
-#   bash run_all.sh             3 environments x 3 seeds, 1M steps each, as many at once as there are cores; then the report
-#   bash run_all.sh --quick     a look of a few minutes at the same, marked as quick everywhere
-#   bash run_all.sh --true-reward          options go to custom_irl.py; `bash run_all.sh --help` lists the others
+#   bash run_all.sh             3 environments x 3 seeds, 1M steps each, as many at once as there
+#                               are cores; then the report
+#   bash run_all.sh --quick     a look of minutes: one short run an environment, not a result
+#   bash run_all.sh --help      all options; others go to custom_irl.py (--true-reward, ...)
 #   bash run_all.sh test        the tests; further words go to pytest
 #
-# Call it again after an interruption: finished runs are skipped, the others go on from their checkpoints.
+# Call it again after an interruption: finished runs are skipped, the others continue from their
+# checkpoints.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 die() { echo "run_all.sh: $*" >&2; exit 1; }
 
 python=${PYTHON:-python3}
-if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
-    command -v "$python" >/dev/null || die "$python not found; install Python 3.11, 3.12 or 3.13, or set PYTHON"
+pins=$(cat requirements.txt .constraints.txt)
+if [ "$pins" != "$(cat .venv/installed-requirements.txt 2>/dev/null)" ]; then
+    command -v "$python" >/dev/null ||
+        die "$python not found; install Python 3.11, 3.12 or 3.13, or set PYTHON"
     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' ||
         die "$("$python" --version) is not supported; set PYTHON to a Python 3.11, 3.12 or 3.13"
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -22,7 +26,7 @@ if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
     echo "run_all.sh: installing requirements.txt into .venv (once, a few minutes)" >&2
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    cp requirements.txt .venv/installed-requirements.txt
+    echo "$pins" >.venv/installed-requirements.txt
 fi
 
 export OMP_NUM_THREADS=1  # the matrices are small: one run a core is fastest

@@ -1,8 +1,10 @@
-"""AIRL (Fu et al. 2018, arXiv 1710.11248):  python -m baselines.airl --env Hopper-v4
+"""AIRL (Fu et al. 2018, arXiv 1710.11248).
 
-Deviates from the paper: PPO in place of TRPO; g sees the action too, and the policy gets f itself (the contract);
-inputs are normalised by running statistics, as in imitation's tuned settings. Without policy access
-(--no-policy-access) log pi is not known, and the logit is f alone.
+    python -m baselines.airl --env Hopper-v4
+
+Deviates from the paper: PPO in place of TRPO; g sees the action too, and the policy gets f itself
+(the contract); inputs are normalised by running statistics, as in imitation's tuned settings.
+Without policy access (--no-policy-access) log pi is not known, and the logit is f alone.
 """
 
 import torch
@@ -19,15 +21,20 @@ class AIRLReward(nn.Module):
 
     def __init__(self, obs_dim, action_dim):
         super().__init__()
-        self.obs_norm, self.act_norm = running_norm(obs_dim), running_norm(action_dim)
-        self.g, self.h = mlp(obs_dim + action_dim), mlp(obs_dim)
+        self.obs_norm = running_norm(obs_dim)
+        self.act_norm = running_norm(action_dim)
+        self.g = mlp(obs_dim + action_dim)
+        self.h = mlp(obs_dim)
 
     def update_normalizer(self, state, action, next_state):
-        self.obs_norm.update_stats(state), self.act_norm.update_stats(action)
+        self.obs_norm.update_stats(state)
+        self.act_norm.update_stats(action)
 
     def forward(self, state, action, next_state):
-        s, next_s = self.obs_norm(state), self.obs_norm(next_state)
-        return self.g(torch.cat([s, self.act_norm(action)], -1)) + self.gamma * self.h(next_s) - self.h(s)
+        s = self.obs_norm(state)
+        next_s = self.obs_norm(next_state)
+        g = self.g(torch.cat([s, self.act_norm(action)], -1))
+        return g + self.gamma * self.h(next_s) - self.h(s)
 
 
 class AIRL(AdversarialIRL):

@@ -1,7 +1,9 @@
-"""Behavioural cloning inside the loop:  python -m baselines.bc --env Hopper-v4
+"""Behavioural cloning inside the loop.
 
-The contract's form: in each `update`, 20 steps of negative log-likelihood on the live policy, entropy weight 0.001; the
-reward is 0. PPO still runs, on advantages that are its critic's noise: that is part of this baseline as published.
+    python -m baselines.bc --env Hopper-v4
+
+As the task has it: 20 steps of negative log-likelihood on the policy in each `update`, entropy
+weight 0.001, reward 0. PPO runs on that reward: its advantages are the critic's errors.
 """
 
 import torch
@@ -19,26 +21,32 @@ class NoReward(nn.Module):
 
 
 class BC:
-    steps, entropy_weight = 20, 0.001
+    steps = 20  # a call of `update`
+    entropy_weight = 0.001
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
-        self.reward_net, self.expert, self.args = reward_net, expert_demos, args
-        self.policy = self.optimizer = None
+        self.reward_net = reward_net
+        self.expert = expert_demos
+        self.args = args
+        self.policy = None
+        self.optimizer = None
 
     def set_policy(self, policy, optimizer):
-        self.policy, self.optimizer = policy, optimizer
+        self.policy = policy
+        self.optimizer = optimizer
 
     def compute_reward(self, obs, acts, next_obs):
         return self.reward_net(obs, acts, next_obs)
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         if self.policy is None:
-            raise UserError("BC: has no reward to learn from; expected policy access (no --no-policy-access)")
+            raise UserError(
+                "BC: has no reward to learn from; expected policy access (no --no-policy-access)"
+            )
         for _ in range(self.steps):
             rows = torch.randint(len(self.expert["obs"]), (self.args.irl_batch_size,))
-            _, logprob, entropy, _ = self.policy.get_action_and_value(
-                self.expert["obs"][rows], self.expert["acts"][rows]
-            )
+            obs, acts = self.expert["obs"][rows], self.expert["acts"][rows]
+            _, logprob, entropy, _ = self.policy.get_action_and_value(obs, acts)
             loss = -logprob.mean() - self.entropy_weight * entropy.mean()
             self.optimizer.zero_grad()
             loss.backward()

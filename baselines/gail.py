@@ -1,7 +1,9 @@
-"""GAIL (Ho and Ermon 2016, arXiv 1606.03476):  python -m baselines.gail --env Hopper-v4
+"""GAIL (Ho and Ermon 2016, arXiv 1606.03476).
 
-Deviates from the paper: PPO in place of TRPO, and the discriminator sees s' too (the contract); inputs are normalised
-by running statistics, as in imitation's tuned settings.
+    python -m baselines.gail --env Hopper-v4
+
+Deviates from the paper: PPO in place of TRPO, and the discriminator sees s' too (the contract);
+inputs are normalised by running statistics, as in imitation's tuned settings.
 """
 
 import torch
@@ -28,7 +30,7 @@ class GAILDiscriminator(nn.Module):
 
 
 class GAIL(AdversarialIRL):
-    """The reward is -log(1 - D) = softplus(logit): positive everywhere, so it pays to stay alive."""
+    """The reward is -log(1 - D) = softplus(logit), positive for every step of an episode."""
 
     def compute_reward(self, obs, acts, next_obs):
         with torch.no_grad():

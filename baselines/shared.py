@@ -1,4 +1,4 @@
-"""What the reference methods share: an input normaliser, the network's shape, the discriminator's training step."""
+"""What the reference methods share: input normaliser, network shape, the discriminator's step."""
 
 import torch
 import torch.nn as nn
@@ -8,25 +8,34 @@ from imitation.util.networks import RunningNorm
 
 
 def running_norm(dim: int) -> nn.Module:
-    """imitation's input normaliser; in evaluation mode, so that only `update_stats` changes its statistics."""
+    """imitation's input normaliser, in evaluation mode: only `update_stats` changes statistics."""
     return RunningNorm(dim).eval()
 
 
 def mlp(in_dim: int) -> nn.Sequential:
     """256-256-1 with ReLU, as imitation's reward networks have it."""
     return nn.Sequential(
-        nn.Linear(in_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1), nn.Flatten(0)
+        nn.Linear(in_dim, 256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, 1),
+        nn.Flatten(0),
     )
 
 
 class AdversarialIRL:
     """Binary cross-entropy between expert transitions (label 1) and the newest rollout's (label 0).
 
-    A subclass says what the logit of a batch is. One step of `args.irl_batch_size` pairs a call of `update`.
+    `update` takes one gradient step on `args.irl_batch_size` transitions of each. A subclass
+    defines the logit of a batch, and `reward_net` an `update_normalizer`.
     """
 
     def __init__(self, reward_net, expert_demos, obs_dim, action_dim, device, args):
-        self.reward_net, self.expert, self.args, self.device = reward_net, expert_demos, args, device
+        self.reward_net = reward_net
+        self.expert = expert_demos
+        self.args = args
+        self.device = device
         self.optimizer = optim.Adam(reward_net.parameters(), lr=args.irl_lr)
 
     def logits(self, obs, acts, next_obs):
@@ -38,7 +47,8 @@ class AdversarialIRL:
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         size = self.args.irl_batch_size
-        expert = self.sample((self.expert["obs"], self.expert["acts"], self.expert["next_obs"]), size)
+        demos = (self.expert["obs"], self.expert["acts"], self.expert["next_obs"])
+        expert = self.sample(demos, size)
         policy = self.sample((policy_obs, policy_acts, policy_next_obs), size)
         batch = [torch.cat(pair) for pair in zip(expert, policy)]
         self.reward_net.update_normalizer(*batch)

@@ -1,184 +1,294 @@
 """What each part of the method is worth: the method without it, and each part alone.
 
-python -m benchmark.ablations no-clone --env Hopper-v4 --total-timesteps 300000
-bash run_all.sh --method ablation-no-clone --envs Hopper-v4 Walker2d-v4 --seeds 1 2 3 --update-epochs 1
-python -m benchmark.ablations --publish    # into benchmark/ablations.csv and .png and METHOD.md's table
+    bash run_all.sh --method ablation-no-value --envs Hopper-v4 --seeds 1 2 3 --update-epochs 1
+    python -m benchmark.ablations --publish    # results/ into data/ablations.csv, figure, METHOD.md
+    python -m benchmark.ablations --blocks     # METHOD.md's table anew from data/ablations.csv
 
-In all of them PPO is paid 0, and its gradient is 0, exactly. So one epoch does what ten do; only the random numbers are
-others. It hardly saves time any more, as `update_policy` leaves the gradient out, but the rows there are were made so.
+With policy access PPO is paid 0 and its gradient is exactly 0, so that one epoch does what ten do
+(--update-epochs 1).
 """
 
-import sys
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 import torch
 import torch.nn as nn
+import tyro
 
-import report
-from custom_irl import ROOT, IRLAlgorithm, RewardNetwork, UserError, main, replacing
+import custom_irl as irl
+from benchmark import runs, tables
+from custom_irl import IRLAlgorithm, PolicyImprovement, RewardNetwork
 
-matplotlib.use("Agg")  # nothing here needs a screen
+__all__ = ["ABLATIONS", "RewardNetwork"]  # runs.method_named takes the latter from here
+
+matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
+TABLE = runs.PUBLISHED / "ablations.csv"
+METHOD_PAGE = irl.ROOT / "benchmark" / "METHOD.md"
+KEY = ["method", "variant", "panel", "labels", "env", "seed"]  # one run
+DEFAULTS = IRLAlgorithm.hyperparameters
+NO_LAMBDA_RETURNS = {"td_lambda": 0.0}
+NO_GRADIENT_PENALTY = {"gradient_penalty": 0.0}
+NO_BC_TERM = {"bc_coef": 0.0}
+NO_BC = {"bc_steps": 0, **NO_BC_TERM}
 
+
+# ------------------------------------------------------------------------------ policy improvement
+class UngatedQ(PolicyImprovement):
+    """Q moves the actor where the BC actors agree, too."""
+
+    def q_weight(self, disagreement):
+        return torch.ones_like(disagreement)
+
+
+class ConstantValue(PolicyImprovement):
+    """The value of every next state is the constant potential of the final reward."""
+
+    def target_value(self, obs):
+        terminal_cost = self.reward_net.hyperparameters.terminal_cost
+        return torch.full((len(obs),), terminal_cost, device=obs.device)
+
+
+class ConstantValueUngatedQ(ConstantValue, UngatedQ):
+    pass
+
+
+class UnitBCScale(PolicyImprovement):
+    """However good the BC actor is, the actor is held to it equally and learns equally fast."""
+
+    def estimate_bc_scale(self):
+        return 1.0
+
+
+class NotAveraged(PolicyImprovement):
+    """The policy is the actor itself, not its average."""
+
+    def prepare_rollout_policy(self, round_):
+        super().prepare_rollout_policy(round_)
+        if round_ > self.hp.bc_rounds + self.hp.bc_eval_rounds:
+            irl.polyak_update(self.policy.actor_mean, self.actor, tau=1.0)
+
+
+# --------------------------------------------------------------------------------------- ablations
 class Full(IRLAlgorithm):
     """Nothing is left out."""
 
 
 class NoTermination(IRLAlgorithm):
-    """p is 0 everywhere: an end is an end of the rollout and costs nothing."""
+    """p is 0 everywhere: a termination only ends the sum of rewards."""
 
     def __init__(self, reward_net, *rest):
         super().__init__(reward_net, *rest)
-        nn.init.zeros_(reward_net.end_logit[-1].weight), nn.init.constant_(reward_net.end_logit[-1].bias, -20.0)
+        nn.init.zeros_(reward_net.termination_net[-1].weight)
+        nn.init.constant_(reward_net.termination_net[-1].bias, -20.0)
 
-    def end_step(self):
+    def termination_step(self):
         return {}
 
 
 class NoValue(IRLAlgorithm):
-    """A constant potential, as in the exported reward: Q is the reward of one step, and what living on is worth."""
+    """Q is the reward of one step plus the constant potential of a state that is not terminal."""
 
-    decay = 0.0
-
-    def slow_value(self, obs):
-        return torch.full((len(obs),), self.reward_net.c, device=self.device)
+    hyperparameters = replace(DEFAULTS, **NO_LAMBDA_RETURNS)
+    policy_improvement_cls = ConstantValue
 
 
 class OneStep(IRLAlgorithm):
-    """Q learns from one step at a time."""
+    """Q is fitted to one-step targets alone."""
 
-    decay = 0.0
+    hyperparameters = replace(DEFAULTS, **NO_LAMBDA_RETURNS)
 
 
 class NoGradientPenalty(IRLAlgorithm):
-    gradient_penalty = 0.0
+    hyperparameters = replace(DEFAULTS, **NO_GRADIENT_PENALTY)
 
 
-class NoDoubtCost(IRLAlgorithm):
-    doubt_cost = 0.0
+class NoBC(IRLAlgorithm):
+    """The actor starts from 0. Both BC actors are untrained: their outputs are 0 and agree."""
+
+    hyperparameters = replace(DEFAULTS, **NO_BC)
+    policy_improvement_cls = UngatedQ
 
 
-class HeardEverywhere(IRLAlgorithm):
-    """Q pulls at the policy where there is no doubt, too."""
+class NoBCTerm(IRLAlgorithm):
+    """The actor starts as the BC actor and climbs Q everywhere, without any other term."""
 
-    def heard(self, doubt):
-        return torch.ones_like(doubt)
-
-
-class NoLoyalty(HeardEverywhere):
-    """It does not stay the clone anywhere."""
-
-    loyalty = 0.0
+    hyperparameters = replace(DEFAULTS, **NO_BC_TERM)
+    policy_improvement_cls = UngatedQ
 
 
-class NoWorth(IRLAlgorithm):
-    """It leaves a clone as good as the expert as fast as any other."""
-
-    def clones_worth(self):
-        return 1.0
+class FixedBCScale(IRLAlgorithm):
+    policy_improvement_cls = UnitBCScale
 
 
-class EvenRows(IRLAlgorithm):
-    """It learns as much where there is no doubt."""
-
-    evenly = 1e9
+class Ungated(IRLAlgorithm):
+    policy_improvement_cls = UngatedQ
 
 
-class NoClone(NoLoyalty):
-    """Starts from scratch. Both clones do nothing, so there is no doubt."""
+class NoUncertaintyPenalty(IRLAlgorithm):
+    hyperparameters = replace(DEFAULTS, uncertainty_penalty=0.0)
 
-    clone_steps = 0
+
+class UniformRows(IRLAlgorithm):
+    """The actor's batches are drawn uniformly: the floor outweighs any disagreement."""
+
+    hyperparameters = replace(DEFAULTS, sampling_floor=1e9)
 
 
 class NoAverage(IRLAlgorithm):
-    """Who learns acts."""
-
-    def move(self, actor, other, strength=1.0, way=1.0):
-        super().move(actor, other, strength)
+    policy_improvement_cls = NotAveraged
 
 
-class OnlyCloning(IRLAlgorithm):
-    """The clone is never moved: what the demonstrations alone are worth."""
+class OnlyTermination(IRLAlgorithm):
+    """From scratch on a critic without penalty and a constant potential that terminations cost."""
 
-    policy_steps = 0
-
-
-class OnlyTermination(NoValue, NoGradientPenalty, NoClone):
-    """From scratch on a plain critic and a constant potential that an end costs."""
+    hyperparameters = replace(DEFAULTS, **NO_LAMBDA_RETURNS, **NO_GRADIENT_PENALTY, **NO_BC)
+    policy_improvement_cls = ConstantValueUngatedQ
 
 
-class OnlyValue(NoTermination, NoGradientPenalty, NoClone):
-    """From scratch on a plain critic; Q knows no end."""
+class OnlyValue(NoTermination):
+    """From scratch on a critic without penalty; Q takes no end for a termination."""
+
+    hyperparameters = replace(DEFAULTS, **NO_GRADIENT_PENALTY, **NO_BC)
+    policy_improvement_cls = UngatedQ
 
 
-class OnlyGradientPenalty(NoTermination, NoValue, NoClone):
-    """From scratch on the critic's score as it is."""
+class OnlyGradientPenalty(NoTermination):
+    """From scratch on the critic's score of single steps."""
+
+    hyperparameters = replace(DEFAULTS, **NO_LAMBDA_RETURNS, **NO_BC)
+    policy_improvement_cls = ConstantValueUngatedQ
+
+
+class OnlyBC(IRLAlgorithm):
+    """The BC actor is never moved."""
+
+    hyperparameters = replace(DEFAULTS, actor_steps_per_refresh=0)
 
 
 ABLATIONS = {
-    "full": Full, "no-termination": NoTermination, "no-value": NoValue, "one-step": OneStep,
-    "no-gradient-penalty": NoGradientPenalty, "no-clone": NoClone, "no-loyalty": NoLoyalty,
-    "no-worth": NoWorth, "heard-everywhere": HeardEverywhere, "no-doubt-cost": NoDoubtCost, "even-rows": EvenRows,
-    "no-average": NoAverage, "only-termination": OnlyTermination, "only-value": OnlyValue,
-    "only-gradient-penalty": OnlyGradientPenalty, "only-cloning": OnlyCloning,
-}  # fmt: skip
+    "full": Full,
+    "no-termination": NoTermination,
+    "no-value": NoValue,
+    "one-step": OneStep,
+    "no-gradient-penalty": NoGradientPenalty,
+    "no-bc": NoBC,
+    "no-bc-term": NoBCTerm,
+    "fixed-bc-scale": FixedBCScale,
+    "ungated-q": Ungated,
+    "no-uncertainty-penalty": NoUncertaintyPenalty,
+    "uniform-rows": UniformRows,
+    "no-average": NoAverage,
+    "only-termination": OnlyTermination,
+    "only-value": OnlyValue,
+    "only-gradient-penalty": OnlyGradientPenalty,
+    "only-bc": OnlyBC,
+}
 
 
-def publish(results: Path, folder: Path) -> None:
-    """Merges the runs into ablations.csv and puts that into METHOD.md's table and ablations.png."""
-    runs = report.read_runs(results)
-    runs = runs[runs["method"].str.startswith("ablation-") & runs["git_clean"]]
-    runs = runs[~runs["labels"].str.contains("quick")].drop(columns="folder")
-    if runs.empty:
-        raise UserError(f"{results}: no run of an ablation; expected some of a committed, clean tree")
-    runs = report.merge_published(folder / "ablations.csv", runs, report.KEY)
-    report.write_block(folder / "METHOD.md", table(runs))
-    draw(runs, folder / "ablations.png")
+# ------------------------------------------------------------------------------- table and figure
+@dataclass(frozen=True)
+class Config:
+    publish: bool = False
+    """merge the ablations' runs of committed code into data/ablations.csv; then --blocks"""
+    blocks: bool = False
+    """rewrite METHOD.md's table and data/ablations.png from data/ablations.csv"""
+    results: Path = runs.RESULTS
+    """folder with the runs"""
 
 
-def table(runs: pd.DataFrame) -> str:
-    """A row an ablation, a column each panel, environment and length: mean normalised return (that of every seed).
-    The commits say which rows may be compared.
+def read_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path).fillna({"labels": ""})
+
+
+def publish(results: Path, path: Path) -> None:
+    """Merges the runs below `results` into the table at `path`, in place of the same ones there.
+
+    Raises:
+        UserError: if there is no run of an ablation, of a clean commit and not a quick look.
     """
-    cells = list(runs.sort_values("seed").groupby(["panel", "env", "steps"]))
-    header = ["", *(f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells), "commit"]
+    found = tables.read_runs(results)
+    wanted = found["method"].str.startswith("ablation-") & found["git_clean"].eq(True)
+    found = found[wanted & ~found["labels"].str.contains("quick")]
+    if found.empty:
+        raise irl.UserError(f"{results}: no run of an ablation of a committed, clean tree")
+    published = read_table(path)
+    merged = pd.concat([published, found[published.columns]])
+    merged = merged.drop_duplicates(KEY, keep="last").sort_values(KEY)
+    irl.write_text(path, merged.to_csv(index=False))
+
+
+def cells_of(table: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """The runs by panel, environment and number of steps."""
+    return list(table.sort_values("seed").groupby(["panel", "env", "steps"]))
+
+
+def scores_of(table: pd.DataFrame, name: str) -> pd.Series:
+    return table.loc[table["method"] == f"ablation-{name}", "normalized_return"].dropna()
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A row an ablation, a column a panel, environment and number of steps: the mean normalised
+    return (that of every seed). Rows of one commit can be compared.
+    """
+    cells = cells_of(table)
+    header = ["", *(f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells)]
     rows = []
     for name in ABLATIONS:
-        scores = [cell.loc[cell["method"] == f"ablation-{name}", "normalized_return"] for _, cell in cells]
-        means = (f"{x.mean():.2f} ({', '.join(f'{y:.2f}' for y in x)})" if len(x) else "" for x in scores)
-        rows.append([name, *means, report.commits(runs[runs["method"] == f"ablation-{name}"])])
-    return report.markdown_table(header, rows)
+        row = [name]
+        for _, cell in cells:
+            scores = scores_of(cell, name)
+            seeds = ", ".join(f"{score:.2f}" for score in scores)
+            row.append(f"{scores.mean():.2f} ({seeds})" if seeds else "")
+        commits = table.loc[table["method"] == f"ablation-{name}", "git_commit"].str[:7]
+        rows.append([*row, ", ".join(commits.unique())])
+    return tables.markdown_table([*header, "commit"], rows)
 
 
-def draw(runs: pd.DataFrame, path: Path) -> None:
-    """The same as bars, every seed a dot."""
-    cells = list(runs.groupby(["panel", "env", "steps"]))
-    figure, axes = plt.subplots(1, len(cells), figsize=(1 + 3 * len(cells), 4), sharey=True, layout="constrained")
-    low = min(0, runs["normalized_return"].min())
-    for ax, ((panel, env, steps), cell) in zip([axes] if len(cells) == 1 else axes, cells):
-        for y, name in enumerate(reversed(ABLATIONS)):
-            scores = cell.loc[cell["method"] == f"ablation-{name}", "normalized_return"]
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Bars of the means, a dot for every seed."""
+    cells = cells_of(table)
+    size = (1 + 3 * len(cells), 4)
+    figure, axes = plt.subplots(
+        1, len(cells), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    names = list(reversed(ABLATIONS))
+    low = min(0, table["normalized_return"].min())
+    for ax, ((panel, env, steps), cell) in zip(axes[0], cells):
+        for y, name in enumerate(names):
+            scores = scores_of(cell, name)
             ax.barh(y, scores.mean(), color="lightsteelblue")
             ax.plot(scores, [y] * len(scores), "k.", markersize=5)
-        ax.set(title=f"{env}, {panel}\n{steps:,} steps", xlabel="normalised return", xlim=(low, 1.05))
-        ax.set_yticks(range(len(ABLATIONS)), list(reversed(ABLATIONS)))
+        ax.set_title(f"{env}, {panel}\n{steps:,} steps")
+        ax.set_xlabel("normalised return")
+        ax.set_xlim(low, 1.05)
+        ax.set_yticks(range(len(names)), names)
         ax.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
+    with irl.replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def write_blocks(path: Path, page: Path) -> None:
+    """The table at `path` as a figure beside it and as the block `ablations` of `page`."""
+    table = read_table(path)
+    tables.write_block(page, "ablations", markdown(table))
+    draw(table, path.with_suffix(".png"))
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    if not (config.publish or config.blocks):
+        raise irl.UserError("expected --publish or --blocks")
+    if config.publish:
+        publish(config.results, TABLE)
+    write_blocks(TABLE, METHOD_PAGE)
 
 
 if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name == "--publish":
-        try:
-            publish(ROOT / "results", ROOT / "benchmark")
-        except UserError as error:
-            sys.exit(f"error: {error}")
-    elif name in ABLATIONS:
-        del sys.argv[1]
-        main(RewardNetwork, ABLATIONS[name], method=f"ablation-{name}")
-    else:
-        sys.exit(f"error: python -m benchmark.ablations NAME [flags]; NAME is --publish or {', '.join(ABLATIONS)}")
+    runs.command_line(main)

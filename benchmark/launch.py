@@ -1,17 +1,20 @@
-"""Runs custom_irl.py for every environment and seed, as many at once as there are cores, then writes the report.
+"""Runs a method on every environment and seed, as many runs at once as cores; then the report.
 
-    python -m benchmark.launch                    # what `bash run_all.sh` calls
-    python -m benchmark.launch --method gail      # the same for one of baselines/
+    python -m benchmark.launch                  # what `bash run_all.sh` calls
+    python -m benchmark.launch --quick          # one short run an environment: a look, not a result
+    python -m benchmark.launch --method gail    # a baseline, imitation-gail or ablation-no-value
     python -m benchmark.launch --envs Hopper-v4 --seeds 1 2 --no-policy-access
-    python -m benchmark.launch --frozen           # afterwards: fresh policies on the rewards those runs ended with
-    python -m benchmark.launch --diagnose         # and an examination of those rewards
+    python -m benchmark.launch --frozen         # then: fresh policies on the rewards of those runs
+    python -m benchmark.launch --diagnose       # and an examination of those rewards
 
-Flags that are not its own go to custom_irl.py.
+Flags that are not its own go to custom_irl.py. Finished runs are skipped. Ctrl-C and SIGTERM stop
+the runs with a checkpoint; the same command continues from there.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import signal
 import subprocess
@@ -26,52 +29,55 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-import custom_irl
-import report
+import custom_irl as irl
+from benchmark import report, runs
 from benchmark.ablations import ABLATIONS
+from demos import formats
 
-OWN_FLAGS = ("--env", "--seed", "--out")
 METHODS = (
-    {"custom": ["custom_irl.py"]}
-    | {name: ["-m", f"baselines.{name}"] for name in ("gail", "airl", "bc", "constant", "untrained")}
-    | {f"imitation-{name}": ["-m", "benchmark.peers", name] for name in ("bc", "gail", "airl")}
-    | {f"ablation-{name}": ["-m", "benchmark.ablations", name] for name in ABLATIONS}
+    *runs.METHODS,
+    *(f"imitation-{name}" for name in runs.PEERS),
+    *(f"ablation-{name}" for name in ABLATIONS),
 )
+OWN_FLAGS = {"--env": "--envs", "--seed": "--seeds", "--out": "--results"}
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Config:
     method: str = "custom"
-    """one of METHODS: the EDITABLE region of custom_irl.py or that with a part left out, a module of baselines/, or one
-    of imitation's trainers"""
+    """a method under the contract, imitation-bc, -gail or -airl, or ablation-NAME"""
     panel: Literal["dense", "scarce", "tiny", "one"] = "dense"
-    """how much of the demonstrations a run gets: 50 episodes; 20, 4 or 1 and of those every 20th transition"""
-    envs: tuple[str, ...] = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
+    """demonstrations of a run: 50 episodes; 20, 4 or 1, and of those every 20th transition"""
+    envs: tuple[str, ...] = runs.ENVS
     """environments"""
-    seeds: tuple[int, ...] = (42, 123, 456)
-    """seeds; the benchmark's own are for reporting, tune on others"""
+    seeds: tuple[int, ...] | None = None
+    """seeds; default: 42 123 456, with --quick 42 (for reporting: tune on others)"""
+    quick: bool = False
+    """a look of minutes: fewer steps and a shorter method; marked as quick, never a result"""
     frozen: bool = False
-    """train fresh policies, of the next seed each, on the rewards that the finished runs of this command ended with"""
+    """train fresh policies, each of the next seed, on the rewards of this command's runs"""
     learner: Literal["loop", "sb3"] = "loop"
-    """what trains on --frozen rewards or the --true-reward: the benchmark's own PPO, or benchmark/retrain.py"""
+    """what trains with --frozen or --true-reward: the benchmark's PPO, or benchmark/retrain.py"""
     diagnose: bool = False
-    """afterwards examine the rewards those runs ended with (diagnose.py --fast); the table is RESULTS/rewards.md"""
-    results: Path = custom_irl.ROOT / "results"
+    """then examine the rewards of those runs (benchmark.diagnose --fast) into RESULTS/rewards.md"""
+    results: Path = runs.RESULTS
     """folder of all runs and of the report"""
-    jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    """runs at once"""
+    jobs: int = CORES
+    """number of runs at once; default: the number of cores"""
 
 
+# --------------------------------------------------------------------------------------------- jobs
 @dataclass
 class Job:
-    """One run: a command, the folder it writes to, and the process while it lasts."""
+    """One run: a command, the folder it writes to, and its process while it is running."""
 
-    args: custom_irl.Args
+    args: irl.Args
     command: list[str]
     folder: Path
     process: subprocess.Popen | None = None
-    state: str = "waiting"
-    row: dict = field(default_factory=dict)
+    state: str = "waiting"  # then running, then done or failed
+    metrics: dict = field(default_factory=dict)  # the last row of metrics.csv
 
     @property
     def name(self) -> str:
@@ -83,149 +89,237 @@ class Job:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A session of its own: Ctrl-C reaches the launcher alone, which then stops the runs in an orderly way.
-        with self.log.open("w") as log:
+        # In a session of its own: Ctrl-C reaches the launcher alone, which then stops the runs.
+        with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                self.command, cwd=custom_irl.ROOT, stdout=log, stderr=log, start_new_session=True
+                self.command, cwd=irl.ROOT, stdout=log, stderr=log, start_new_session=True
             )
         self.state = "running"
 
     def poll(self) -> None:
-        """Takes up what the run has written, and whether it has ended."""
-        self.row = last_metrics(self.folder / "metrics.csv") or self.row
-        if self.process is not None and (code := self.process.poll()) is not None:
-            self.state, self.process = ("done" if code == 0 else "failed"), None
+        """Reads what the run has written, and whether it has ended."""
+        self.metrics = last_metrics(self.folder / "metrics.csv") or self.metrics
+        code = self.process.poll()
+        if code is not None:
+            self.state = "done" if code == 0 else "failed"
 
-    def last_words(self) -> str:
-        lines = self.log.read_text().strip().splitlines()
-        return lines[-1] if lines else "no output"
+    def failure(self) -> str:
+        """One line: which run, the last line it wrote, and the file with all of them."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        code = self.process.returncode
+        how = f"killed by signal {-code}; " if code < 0 else ""
+        return f"failed: {self.name}: {how}{lines[-1] if lines else 'no output'} (log: {self.log})"
 
 
 def last_metrics(path: Path) -> dict:
-    """The last row of a metrics.csv, with the last return that stands in it; {} before the first row."""
+    """The last row of a metrics.csv, with the last return in it; {} before the first row."""
     if not path.exists():
         return {}
     with path.open(newline="") as f:
         rows = list(csv.DictReader(f))
-    returns = [row["true_return"] for row in rows if row["true_return"]]
-    return {**rows[-1], "true_return": returns[-1] if returns else ""} if rows else {}
+    if not rows:
+        return {}
+    returns = [row["true_return"] for row in rows if row.get("true_return")]
+    return {**rows[-1], "true_return": returns[-1] if returns else ""}
+
+
+def check(config: Config, flags: list[str]) -> None:
+    """UserError for what cannot be combined."""
+    given = {flag.split("=")[0].replace("_", "-") for flag in flags}
+    for flag, own in OWN_FLAGS.items():
+        if flag in given:
+            raise irl.UserError(f"{flag}: set by the launcher itself; expected {own}")
+    if config.method not in METHODS:
+        raise irl.UserError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
+    if config.jobs < 1 or not config.envs or config.seeds == ():
+        raise irl.UserError("--jobs, --envs and --seeds: expected at least one of each")
+    if config.panel != "dense" and given & {"--demo-episodes", "--demo-subsample"}:
+        raise irl.UserError("--panel: sets --demo-episodes and --demo-subsample; expected one way")
+    true_reward = "--true-reward" in given
+    if config.frozen and true_reward:
+        raise irl.UserError("--frozen and --true-reward: expected one of them")
+    if config.learner == "sb3" and not (config.frozen or true_reward):
+        raise irl.UserError("--learner sb3: learns no reward; expected --frozen or --true-reward")
+    if config.quick and "--total-timesteps" in given:
+        raise irl.UserError("--quick: sets --total-timesteps; expected one of them")
+    contract = config.learner == "loop" and not config.method.startswith("imitation-")
+    if config.quick and not contract:
+        raise irl.UserError("--quick: not with --learner sb3 and not for imitation's trainers")
+
+
+def own_demos(path: Path, results: Path) -> Path:
+    """The demonstrations at `path` as this project's .npz: converted, once, if they are not."""
+    if formats.format_of(path) == "irl":
+        return path.absolute()
+    destination = results.absolute() / "demos" / f"{path.stem}-{digest(path)[:8]}.npz"
+    if not destination.exists():
+        for note in formats.to_own_npz(path, destination):
+            print(note)
+    print(f"{path}: converted, {destination}")
+    return destination
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    if path.is_file():
+        return irl.sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path)} {irl.sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def make_jobs(config: Config, flags: list[str]) -> list[Job]:
-    """A job for each seed and environment; UserError for flags custom_irl.py does not take."""
-    for flag in flags:
-        if flag.split("=")[0] in OWN_FLAGS:
-            raise custom_irl.UserError(f"{flag}: set by run_all.sh itself; expected --envs or --seeds, or a single run")
-    if config.method not in METHODS:
-        raise custom_irl.UserError(f"--method {config.method}: expected one of {', '.join(METHODS)}")
+    """A job for each seed and environment.
+
+    Raises:
+        UserError, DemoError, SystemExit: for flags that cannot be used.
+    """
+    check(config, flags)
     if config.panel != "dense":
-        episodes, subsample = next(amount for amount, name in custom_irl.PANELS.items() if name == config.panel)
+        episodes, subsample = next(k for k, name in runs.PANELS.items() if name == config.panel)
         flags = [*flags, "--demo-episodes", str(episodes), "--demo-subsample", str(subsample)]
-    program, prefix = METHODS[config.method], ""
+    if config.quick:
+        flags = [*flags, "--total-timesteps", str(runs.QUICK_TIMESTEPS)]
+    demos = irl.parse_args(flags).demos
+    if demos is not None:
+        flags = [*flags, "--demos", str(own_demos(demos, config.results))]
+    seeds = config.seeds or (runs.SEEDS[:1] if config.quick else runs.SEEDS)
+    return [
+        make_job(config, env, seed, flags)
+        for seed in dict.fromkeys(seeds)
+        for env in dict.fromkeys(config.envs)
+    ]
+
+
+def make_job(config: Config, env: str, seed: int, flags: list[str]) -> Job:
+    args = irl.parse_args(["--env", env, "--seed", str(seed), *flags])
+    irl.env_dims(args)  # an environment that cannot be made fails here
+    labels = runs.labels_of(irl.config_of(args), config.quick)
+    method = "oracle" if args.true_reward else config.method
+    trained = None
+    if config.frozen:
+        runs.method_named(method)
+        trained = runs.folder_of(config.results, method, labels, env, seed).absolute()
+        runs.read_result(trained)
+        method = f"{method}-frozen"
+        seed += 1
+        args = irl.parse_args(["--env", env, "--seed", str(seed), *flags])
     if config.learner == "sb3":
-        program, prefix = ["-m", "benchmark.retrain"], "sb3-"
-    jobs = []
-    for seed in config.seeds:
-        for env in config.envs:
-            flags_of_run = ["--env", env, "--seed", str(seed), *flags]
-            args = custom_irl.parse_args(flags_of_run)
-            if config.learner == "sb3" and not (config.frozen or args.true_reward):
-                raise custom_irl.UserError("--learner sb3: learns no reward; expected --frozen or --true-reward too")
-            if config.frozen:
-                trained = args.folder(config.method, config.results).absolute()
-                flags_of_run += ["--seed", str(seed + 1), "--frozen-reward", str(trained)]
-                args = custom_irl.inherit_labels(custom_irl.parse_args(flags_of_run), config.method)
-            method = "oracle" if args.true_reward else config.method
-            folder = args.folder(prefix + method, config.results)
-            command = [sys.executable, *program, *flags_of_run, "--out", str(folder.absolute())]
-            jobs.append(Job(args, command, folder))
-    return jobs
+        method = f"sb3-{method}"
+    folder = runs.folder_of(config.results, method, labels, env, seed).absolute()
+    words = ["--env", env, "--seed", str(seed), *flags, "--out", str(folder)]
+    return Job(args, [sys.executable, *program(config, trained), *words], folder)
 
 
-def overview(jobs: list[Job]) -> Table:
-    table = Table(title="QUICK LOOK, not a result" if jobs[0].args.quick else None)
+def program(config: Config, trained: Path | None) -> list[str]:
+    """The module that runs a job, with its own words. `trained`: the run whose reward is used."""
+    if config.learner == "sb3":
+        reward = [] if trained is None else ["--reward", str(trained)]
+        return ["-m", "benchmark.retrain", *reward]
+    if config.method.startswith("imitation-"):
+        return ["-m", "baselines.imitation_peers", config.method.removeprefix("imitation-")]
+    what = [config.method] if trained is None else ["frozen", str(trained)]
+    return ["-m", "benchmark.resume", *what, *(["--quick"] if config.quick else [])]
+
+
+# ------------------------------------------------------------------------------------------ running
+def live_table(jobs: list[Job], quick: bool) -> Table:
+    table = Table(title="QUICK LOOK, not a result" if quick else None)
     for column in ("environment", "seed", "state", "steps", "steps/s", "time left", "last return"):
         table.add_column(column, justify="left" if column in ("environment", "state") else "right")
     for job in jobs:
-        steps, speed = int(job.row.get("steps", 0)), float(job.row.get("steps_per_second", 0))
-        left = (job.args.num_rounds * job.args.batch_size - steps) / speed if speed and job.state == "running" else None
+        steps = int(job.metrics.get("steps", 0))
+        speed = float(job.metrics.get("steps_per_second", 0)) if job.state == "running" else 0.0
+        left = ""
+        if speed:
+            seconds = int((job.args.num_rounds * job.args.batch_size - steps) / speed)
+            left = f"{seconds // 60}:{seconds % 60:02d}"
+        last_return = job.metrics.get("true_return")
         table.add_row(
             job.args.env,
             str(job.args.seed),
             job.state,
             f"{steps:,}" if steps else "",
-            f"{speed:.0f}" if job.state == "running" and speed else "",
-            f"{int(left) // 60}:{int(left) % 60:02d}" if left is not None else "",
-            f"{float(job.row['true_return']):.0f}" if job.row.get("true_return") else "",
+            f"{speed:.0f}" if speed else "",
+            left,
+            f"{float(last_return):.0f}" if last_return else "",
         )
     return table
 
 
-def run_jobs(jobs: list[Job], n_parallel: int, console: Console) -> None:
-    """Runs all jobs. On Ctrl-C or SIGTERM the children end their round, write a checkpoint and stop."""
+def interrupt(signum, frame) -> None:
+    raise KeyboardInterrupt
 
-    def interrupt(signum, frame):
-        raise KeyboardInterrupt
 
-    for signum in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job starts out ignoring it
+def run_jobs(jobs: list[Job], n_parallel: int, quick: bool, console: Console) -> None:
+    """Runs all jobs. SIGINT and SIGTERM stop them: they end their round and write a checkpoint."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores SIGINT
         signal.signal(signum, interrupt)
-    live = Live(overview(jobs), console=console, refresh_per_second=2) if console.is_terminal else None
+    live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
     try:
         if live:
             live.start()
         while any(job.state in ("waiting", "running") for job in jobs):
-            before = {job.name: job.state for job in jobs}
-            for job in jobs:
-                if job.state == "running":
-                    job.poll()
-            running = sum(job.state == "running" for job in jobs)
-            for job in [job for job in jobs if job.state == "waiting"][: n_parallel - running]:
-                job.start()
+            for line in advance(jobs, n_parallel):
+                if not live:
+                    print(line, flush=True)
             if live:
-                live.update(overview(jobs))
-            else:
-                for job in jobs:
-                    if job.state != before[job.name]:
-                        print(f"{job.name}: {job.state}", flush=True)
+                live.update(live_table(jobs, quick))
             time.sleep(0.5)
-    except KeyboardInterrupt:
-        for job in jobs:
-            if job.process is not None:
-                job.process.terminate()
-        for job in jobs:
-            if job.process is not None:
-                job.process.wait()
-        raise
     finally:
         if live:
             live.stop()
+        stop(jobs)
 
 
-def examine(folders: list[Path], table: Path) -> None:
-    """diagnose.py on finished runs; it says itself which it cannot examine."""
-    program = [sys.executable, custom_irl.ROOT / "diagnose.py"]
-    subprocess.run([*program, *folders, "--fast", "--table", table], cwd=custom_irl.ROOT)
+def advance(jobs: list[Job], n_parallel: int) -> list[str]:
+    """Polls the running jobs and starts as many as there is room for; a line for each change."""
+    before = [job.state for job in jobs]
+    running = [job for job in jobs if job.state == "running"]
+    for job in running:
+        job.poll()
+    room = n_parallel - sum(job.state == "running" for job in running)
+    for job in [job for job in jobs if job.state == "waiting"][:room]:
+        job.start()
+    return [f"{job.name}: {job.state}" for job, old in zip(jobs, before) if job.state != old]
+
+
+def stop(jobs: list[Job]) -> None:
+    """Asks the running jobs to stop, and waits until they have."""
+    running = [job for job in jobs if job.state == "running"]
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        job.process.wait()
+
+
+def examine(folders: list[Path], table: Path) -> bool:
+    """Examines finished runs with benchmark.diagnose; whether that worked."""
+    words = ["-m", "benchmark.diagnose", *map(str, folders), "--fast", "--table", str(table)]
+    return subprocess.run([sys.executable, *words], cwd=irl.ROOT).returncode == 0
 
 
 def main() -> None:
+    config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
+    jobs = make_jobs(config, flags)
     try:
-        config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
-        jobs = make_jobs(config, flags)
-        run_jobs(jobs, config.jobs, Console())
-    except custom_irl.UserError as error:
-        sys.exit(f"error: {error}")
+        run_jobs(jobs, config.jobs, config.quick, Console())
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+        print("stopped; the same command continues from the checkpoints", file=sys.stderr)
         sys.exit(130)
-    if any(job.state == "done" for job in jobs):
-        report.main(report.Config(results=config.results))
-    if config.diagnose:
-        examine([job.folder for job in jobs if job.state == "done"], config.results / "rewards.md")
+    done = [job.folder for job in jobs if job.state == "done"]
     failed = [job for job in jobs if job.state == "failed"]
-    for job in failed:
-        print(f"failed: {job.name}: {job.last_words()} (all of it in {job.log})", file=sys.stderr)
-    sys.exit(1 if failed else 0)
+    failures = bool(failed)
+    try:
+        if done:
+            report.main(report.Config(results=config.results))
+        if done and config.diagnose:
+            failures |= not examine(done, config.results.absolute() / "rewards.md")
+    finally:
+        for job in failed:
+            print(job.failure(), file=sys.stderr)
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":
-    main()
+    runs.command_line(main)

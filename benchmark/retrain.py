@@ -1,23 +1,25 @@
-"""A second learner for rewards: stable-baselines3's PPO with rl-zoo3's settings, from scratch.
+"""A second learner for rewards: a fresh policy by stable-baselines3, not by the benchmark's loop.
 
-    python -m benchmark.retrain --env Hopper-v4 --seed 7 --frozen-reward results/custom/Hopper-v4/seed42
-    python -m benchmark.retrain --env Hopper-v4 --seed 7 --true-reward
-    bash run_all.sh --frozen --learner sb3
+    python -m benchmark.retrain --reward RUN_DIR --env Hopper-v4 --seed 43 --out FOLDER
+    python -m benchmark.retrain --true-reward --env Hopper-v4 --seed 43 --out FOLDER
 
-So that a weak learner is not mistaken for a weak reward: unlike the benchmark's loop it normalises observations and
-does not subtract the mean of the rewards. Results are in the schema of custom_irl.py, methods named sb3-oracle,
-sb3-custom and so on. Not resumable.
+A reward that one learner fails on may still be a good one. Unlike the loop, this learner normalises
+observations and does not subtract the mean of the rewards. Flags that are not its own go to
+custom_irl.py. The method is sb3-oracle or sb3-METHOD-frozen. Not resumable.
 """
 
 from __future__ import annotations
 
-import random
 import sys
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn as nn
+import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -25,118 +27,157 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
 import custom_irl as irl
-from baselines.airl import AIRLReward
-from baselines.bc import NoReward
-from baselines.constant import ConstantReward
-from baselines.gail import GAILDiscriminator
+from baselines.frozen import Frozen, frozen
+from benchmark import runs
+from benchmark.load import LearnedReward, as_function
 
-REWARDS = {
-    "custom": irl.RewardNetwork, "gail": GAILDiscriminator, "airl": AIRLReward,
-    "bc": NoReward, "constant": ConstantReward, "untrained": AIRLReward,
-}  # fmt: skip
+# hyperparams/ppo.yml of rl-zoo3 for the -v3 environments, whose -v4 differ in MuJoCo's bindings
+# alone. Other environments get stable-baselines3's defaults.
+N_STEPS = 512
+NETWORKS = {
+    "log_std_init": -2,
+    "ortho_init": False,
+    "activation_fn": nn.ReLU,
+    "net_arch": {"pi": [256, 256], "vf": [256, 256]},
+}
+PPO_SETTINGS = {
+    "HalfCheetah-v4": {
+        "batch_size": 64,
+        "gamma": 0.98,
+        "learning_rate": 2.0633e-05,
+        "ent_coef": 0.000401762,
+        "clip_range": 0.1,
+        "n_epochs": 20,
+        "gae_lambda": 0.92,
+        "max_grad_norm": 0.8,
+        "vf_coef": 0.58096,
+        "policy_kwargs": NETWORKS,
+    },
+    "Hopper-v4": {
+        "batch_size": 32,
+        "gamma": 0.999,
+        "learning_rate": 9.80828e-05,
+        "ent_coef": 0.00229519,
+        "clip_range": 0.2,
+        "n_epochs": 5,
+        "gae_lambda": 0.99,
+        "max_grad_norm": 0.7,
+        "vf_coef": 0.835671,
+        "policy_kwargs": NETWORKS,
+    },
+    "Walker2d-v4": {
+        "batch_size": 32,
+        "gamma": 0.99,
+        "learning_rate": 5.05041e-05,
+        "ent_coef": 0.000585045,
+        "clip_range": 0.1,
+        "n_epochs": 20,
+        "gae_lambda": 0.95,
+        "max_grad_norm": 1.0,
+        "vf_coef": 0.871923,
+    },
+}
 
-# hyperparams/ppo.yml of rl-zoo3 for the -v3 environments, whose -v4 differ in MuJoCo's bindings alone.
-NETWORKS = dict(log_std_init=-2, ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256]))
-ZOO = {
-    "HalfCheetah-v4": dict(
-        batch_size=64, gamma=0.98, learning_rate=2.0633e-05, ent_coef=0.000401762, clip_range=0.1, n_epochs=20,
-        gae_lambda=0.92, max_grad_norm=0.8, vf_coef=0.58096, policy_kwargs=NETWORKS,
-    ),
-    "Hopper-v4": dict(
-        batch_size=32, gamma=0.999, learning_rate=9.80828e-05, ent_coef=0.00229519, clip_range=0.2, n_epochs=5,
-        gae_lambda=0.99, max_grad_norm=0.7, vf_coef=0.835671, policy_kwargs=NETWORKS,
-    ),
-    "Walker2d-v4": dict(
-        batch_size=32, gamma=0.99, learning_rate=5.05041e-05, ent_coef=0.000585045, clip_range=0.1, n_epochs=20,
-        gae_lambda=0.95, max_grad_norm=1.0, vf_coef=0.871923,
-    ),
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Config:
+    reward: Path | None = None
+    """folder of the finished run whose reward is learned from; or else --true-reward"""
+    learner: Literal["sb3"] = "sb3"
+    """what learns: one of LEARNERS"""
 
 
 class Normalize(nn.Module):
-    """VecNormalize's observations, frozen."""
+    """VecNormalize's observations with the statistics of the end of training."""
 
     def __init__(self, envs: VecNormalize):
         super().__init__()
         self.clip = envs.clip_obs
+        std = np.sqrt(envs.obs_rms.var + envs.epsilon)
         self.register_buffer("mean", torch.as_tensor(envs.obs_rms.mean, dtype=torch.float32))
-        self.register_buffer("std", torch.as_tensor(np.sqrt(envs.obs_rms.var + envs.epsilon), dtype=torch.float32))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32))
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         return ((obs - self.mean) / self.std).clamp(-self.clip, self.clip)
 
 
 class EvaluatedPolicy(nn.Module):
-    """What custom_irl.evaluate needs of a policy, taken from stable-baselines3's; `inputs` come before its layers."""
+    """What `custom_irl.evaluate` needs, of an SB3 policy; `inputs` come before its layers."""
 
     def __init__(self, policy: ActorCriticPolicy, *inputs: nn.Module):
         super().__init__()
-        self.actor_mean = nn.Sequential(*inputs, policy.mlp_extractor.policy_net, policy.action_net)
+        layers = (*inputs, policy.mlp_extractor.policy_net, policy.action_net)
+        self.actor_mean = nn.Sequential(*layers)
         self.actor_logstd = nn.Parameter(policy.log_std.detach()[None])
 
 
 class Returns(BaseCallback):
-    """A row of metrics every 2048 steps: the mean true return of the last hundred episodes."""
+    """A row of metrics every `steps` steps: the mean true return of the last hundred episodes."""
 
-    def __init__(self):
+    def __init__(self, steps: int):
         super().__init__()
+        self.steps = steps
         self.rows = []
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % 2048 == 0:
+        if self.num_timesteps % self.steps == 0:
             returns = [episode["r"] for episode in self.model.ep_info_buffer]
-            self.rows.append({"steps": self.num_timesteps, "true_return": np.mean(returns) if returns else ""})
+            true_return = float(np.mean(returns)) if returns else ""
+            self.rows.append({"steps": self.num_timesteps, "true_return": true_return})
         return True
 
 
-def train(
-    env_id: str, reward: irl.Reward | None, seed: int, steps: int, progress: bool
-) -> tuple[EvaluatedPolicy, list[dict]]:
-    """A policy trained on `reward`, or on the true one if that is None; and rows for metrics.csv."""
-    if env_id not in ZOO:
-        raise irl.UserError(f"--env {env_id}: rl-zoo3's settings are here for {', '.join(ZOO)} alone")
-    wrapper = partial(irl.LearnedReward, reward=reward) if reward else None  # around Monitor, which notes the true one
-    envs = make_vec_env(lambda: irl.make_env(env_id), 1, seed=seed, wrapper_class=wrapper)
-    envs = VecNormalize(envs, gamma=ZOO[env_id]["gamma"])
-    ppo = PPO("MlpPolicy", envs, n_steps=512, seed=seed, device="cpu", **ZOO[env_id])
-    callback = Returns()
-    ppo.learn(steps, callback=callback, progress_bar=progress)
-    return EvaluatedPolicy(ppo.policy, Normalize(envs)), callback.rows
+def train_ppo(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
+    """PPO on the reward of `reward_net`, or on the true reward if that is None."""
+    settings = {"gamma": 0.99, **PPO_SETTINGS.get(args.env, {})}
+    # The wrapper goes around SB3's Monitor, which therefore notes true returns.
+    pay = None if reward_net is None else partial(LearnedReward, reward=as_function(reward_net))
+    make = partial(irl.make_env, args.env, args.max_episode_steps)
+    envs = make_vec_env(make, 1, seed=args.seed, wrapper_class=pay)
+    envs = VecNormalize(envs, gamma=settings["gamma"])
+    ppo = PPO("MlpPolicy", envs, n_steps=N_STEPS, seed=args.seed, device="cpu", **settings)
+    returns = Returns(args.batch_size)
+    steps = args.num_rounds * args.batch_size
+    training = irl.Training(policy=None, reward_net=reward_net)
+    with training.timed("training"):
+        ppo.learn(steps, callback=returns, progress_bar=sys.stderr.isatty())
+    training.policy = EvaluatedPolicy(ppo.policy, Normalize(envs))
+    training.rows = returns.rows
+    return training
 
 
-def run(args: irl.Args) -> dict:
-    """Trains, evaluates and writes the run's folder as custom_irl.run does."""
-    if args.learns_reward:
-        raise irl.UserError("benchmark.retrain learns no reward; expected --frozen-reward RUN_DIR or --true-reward")
-    random.seed(args.seed), np.random.seed(args.seed), torch.manual_seed(args.seed)
-    torch.set_num_threads(1)
-    method, reward_net = "oracle", None
-    if args.frozen_reward:
-        method = irl.run_config(args.frozen_reward)["method"]
-        if method not in REWARDS:
-            raise irl.UserError(f"{args.frozen_reward}: method is {method}; expected one of {', '.join(REWARDS)}")
-        args = irl.inherit_labels(args, method)
-        reward_net = irl.load_run(args.frozen_reward, REWARDS[method])[1]
-    method = f"sb3-{method}"
-    folder, description = args.folder(method), irl.describe_run(args, method, (EvaluatedPolicy,))
-    if (result := irl.open_folder(folder, description, args.overwrite)) is not None:
-        return result
-    origin, seconds = irl.provenance(), {}
-    with irl.timed(seconds, "training"):
-        reward = irl.as_function(reward_net) if reward_net else None
-        policy, rows = train(args.env, reward, args.seed, args.num_rounds * args.batch_size, sys.stderr.isatty())
-    irl.write_metrics(folder / "metrics.csv", rows)
-    state = {"policy": policy, "reward_net": reward_net, "round": args.num_rounds, "seconds": seconds}
-    return irl.write_result(folder, description | origin, args, state, irl.load_card(args.demos_path), 0)
+LEARNERS = {"sb3": train_ppo}
+
+
+def run(config: Config, args: irl.Args) -> dict:
+    """Trains, evaluates and writes the run's folder, as custom_irl.run does.
+
+    Raises:
+        UserError: without a reward or a folder to write to, and for a reward of other dimensions.
+    """
+    if (config.reward is None) != args.true_reward:
+        raise irl.UserError("expected one of --reward RUN_DIR and --true-reward")
+    if args.out is None:
+        raise irl.UserError("--out: expected the folder of the run")
+    reward_net = None
+    method = "oracle"
+    if config.reward is not None:
+        make_reward_net, _, method = frozen(config.reward)
+        reward_net = make_reward_net(*irl.env_dims(args))
+    learn = LEARNERS[config.learner]
+
+    def train(args: irl.Args, demos: irl.Demos | None) -> irl.Training:
+        return learn(args, reward_net)
+
+    name = f"{config.learner}-{method}"
+    return runs.run_trainer(train, args, name, (EvaluatedPolicy, Frozen), config.reward)
 
 
 def main() -> None:
-    try:
-        args = irl.parse_args(sys.argv[1:])
-        irl.print_result(run(args), args)
-    except irl.UserError as error:
-        sys.exit(f"error: {error}")
+    config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
+    args = irl.parse_args(flags)
+    irl.print_result(run(config, args), args.out)
 
 
 if __name__ == "__main__":
-    main()
+    runs.command_line(main)

@@ -1,4 +1,4 @@
-"""Fixtures: tiny runs of the real command line, in folders of their own, with one thread each."""
+"""Fixtures: a tiny run of the real command line, and short training for runs in this process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ torch.set_num_threads(1)
 
 def command(*words: str, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess:
     """Runs `python WORDS` as a user would type it, in the project's root."""
-    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    line = [sys.executable, *map(str, words)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +30,14 @@ def tiny_run(tmp_path_factory) -> tuple[Path, dict, str]:
     """A finished two-rollout run on Hopper: its folder, its result, its standard output."""
     folder = tmp_path_factory.mktemp("runs") / "custom" / "Hopper-v4" / "seed1"
     flags = ("--env", "Hopper-v4", "--seed", "1", "--total-timesteps", "4096")
+    flags += ("--demo-episodes", "4", "--demo-subsample", "20")
     done = command("custom_irl.py", *flags, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "result.json").read_text()), done.stdout
 
 
 @pytest.fixture(autouse=True)
-def short_guidance(monkeypatch):
-    """Runs within this process clone and fit Q for a moment only; those of the command line as long as a user's."""
-    monkeypatch.setattr(irl.IRLAlgorithm, "clone_steps", 20)
-    monkeypatch.setattr(irl.IRLAlgorithm, "q_rounds", 2)
+def short_training(monkeypatch):
+    """Runs in this process take few gradient steps, those of the command line a user's."""
+    short = replace(irl.Hyperparameters(), bc_steps=20, target_refreshes=2)
+    monkeypatch.setattr(irl.IRLAlgorithm, "hyperparameters", short)

@@ -1,4 +1,4 @@
-"""run_all.sh's launcher and the report, as a user meets them."""
+"""run_all.sh and its launcher: which runs, with which words, and what happens to them."""
 
 import json
 import os
@@ -7,170 +7,248 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import matplotlib.image
 import numpy as np
-import pandas as pd
 import pytest
 
 import custom_irl as irl
-import report
-from benchmark import launch
+from benchmark import launch, resume, runs
 from conftest import ROOT, command
 
-TINY = ("--envs", "Hopper-v4", "--seeds", "1", "2", "--total-timesteps", "10240")
+RESULT = {"schema": 2}
 
 
-def test_launcher_runs_reports_skips_and_resumes(tmp_path):
-    words = ("-m", "benchmark.launch", "--method", "airl", *TINY, "--results", tmp_path)
-    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    while not list(tmp_path.rglob("metrics.csv")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)  # Ctrl-C in the middle of the first runs
-    process.communicate(timeout=180)
-    assert process.returncode == 130 and list(tmp_path.rglob("training.pt")) and not list(tmp_path.rglob("result.json"))
+@pytest.fixture
+def launcher(monkeypatch, tmp_path):
+    """The launcher's command line in this process; returns what it exits with."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    done = command(*words)
-    assert done.returncode == 0, done.stderr
-    results = sorted(tmp_path.rglob("result.json"))
-    label = tmp_path / "airl-10240-steps" / "Hopper-v4"
-    assert results == [label / "seed1" / "result.json", label / "seed2" / "result.json"]
-    summary = pd.read_csv(tmp_path / "summary.csv")
-    for row, path in zip(summary.itertuples(), results):
-        assert row.eval_return_mean == json.loads(path.read_text())["eval_return_mean"]
-    assert matplotlib.image.imread(tmp_path / "curves-Hopper-v4.png").std() > 0.01
+    def run(*words: str) -> str | int | None:
+        monkeypatch.setattr(sys, "argv", ["launch", "--results", str(tmp_path), *words])
+        with pytest.raises(SystemExit) as stopped:
+            runs.command_line(launch.main)
+        return stopped.value.code
 
-    stamps = [path.stat().st_mtime_ns for path in results]
-    assert command(*words).returncode == 0
-    assert [path.stat().st_mtime_ns for path in results] == stamps  # finished runs are not run again
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-def test_launcher_names_the_runs_that_failed(tmp_path):
-    done = command("-m", "benchmark.launch", *TINY, "--results", tmp_path, "--demo-episodes", "99")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "Hopper-v4 seed 1: " in done.stderr and "expected at least 99" in done.stderr
+REFUSED = [
+    ("--env Hopper-v4", "--envs"),
+    ("--seed=3", "--seeds"),
+    ("--no-such-flag", "no-such-flag"),
+    ("--num-steps 0", "--num-steps 0: expected a positive integer"),
+    ("--method magic", "imitation-gail"),
+    ("--envs Hoper-v4", "--env Hoper-v4"),
+    ("--jobs 0", "at least one"),
+    ("--learner sb3", "--frozen or --true-reward"),
+    ("--frozen --true-reward", "one of them"),
+    ("--frozen", "seed42/result.json: no such file"),
+    ("--frozen --method imitation-gail", "method imitation-gail"),
+    ("--quick --total_timesteps 4096", "one of them"),
+    ("--quick --method imitation-gail", "imitation's trainers"),
+    ("--panel tiny --demo-episodes 3", "--demo-episodes"),
+    ("--demos nowhere.hdf5", "nowhere.hdf5: no such file"),
+]
 
 
-@pytest.mark.parametrize(
-    "flags", [["--env", "Hopper-v4"], ["--no-such-flag"], ["--num-steps", "0"], ["--method", "magic"]]
-)
-def test_launcher_refuses_bad_flags_before_it_starts(flags, tmp_path):
-    done = command("-m", "benchmark.launch", "--results", tmp_path, *flags)
-    assert done.returncode != 0 and "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words for words, _ in REFUSED])
+def test_bad_flags_are_refused_before_anything_is_written(
+    words, message, launcher, tmp_path, capsys
+):
+    said = launcher(*words.split())
+    assert message in f"{said}{capsys.readouterr().err}"
+    assert list(tmp_path.iterdir()) == []
 
 
+# --------------------------------------------------------------------------------------------- jobs
 def test_the_default_is_three_environments_and_three_seeds():
     jobs = launch.make_jobs(launch.Config(), [])
-    runs = {(job.args.env, job.args.seed, job.args.total_timesteps) for job in jobs}
-    assert runs == {(env, seed, 1_000_000) for env in report.ENVS for seed in (42, 123, 456)}
+    wanted = {(env, seed, 1_000_000, False) for env in runs.ENVS for seed in runs.SEEDS}
+    args = [job.args for job in jobs]
+    assert {(a.env, a.seed, a.total_timesteps, a.no_policy_access) for a in args} == wanted
     assert len({job.folder for job in jobs}) == 9
 
 
-@pytest.mark.parametrize(("panel", "amount"), [("scarce", (20, 20)), ("tiny", (4, 20)), ("one", (1, 20))])
-def test_panels_say_how_much_of_the_demonstrations_a_run_gets(panel, amount):
+def test_a_quick_look_is_one_short_run_an_environment_and_marked():
+    jobs = launch.make_jobs(launch.Config(quick=True), [])
+    assert [(job.args.env, job.args.seed) for job in jobs] == [(env, 42) for env in runs.ENVS]
+    for job in jobs:
+        assert job.args.total_timesteps == runs.QUICK_TIMESTEPS
+        assert "--quick" in job.command
+        assert job.folder.parts[-3] == "custom-quick"
+    assert "not a result" in launch.live_table(jobs, quick=True).title
+
+
+@pytest.mark.parametrize("n", [5, 10**6])
+def test_a_quick_look_shortens_the_method_and_never_lengthens_it(n):
+    class Method(irl.IRLAlgorithm):
+        hyperparameters = irl.Hyperparameters(bc_steps=n)
+
+    resume.shorten(Method)
+    assert Method.hyperparameters.bc_steps == min(n, resume.QUICK["bc_steps"])
+
+
+@pytest.mark.parametrize(("amount", "panel"), runs.PANELS.items())
+def test_panels_say_how_much_of_the_demonstrations_a_run_gets(amount, panel):
     jobs = launch.make_jobs(launch.Config(panel=panel), ["--no-policy-access"])
     assert {(job.args.demo_episodes, job.args.demo_subsample) for job in jobs} == {amount}
-    assert all(job.folder.parts[-3] == f"custom-reward-only-{panel}" for job in jobs)
+    label = "custom-reward-only" if panel == "dense" else f"custom-reward-only-{panel}"
+    assert {job.folder.parts[-3] for job in jobs} == {label}
 
 
-def test_frozen_rewards_train_policies_of_other_seeds(tiny_run, tmp_path):
-    """Of the runs that the same command without --frozen leaves; one that is missing is named."""
-    flags, trained = ["--total-timesteps", "4096"], tmp_path / "custom-4096-steps" / "Hopper-v4" / "seed1"
-    config = launch.Config(envs=("Hopper-v4",), seeds=(1,), frozen=True, results=tmp_path)
-    with pytest.raises(irl.UserError, match=r"seed1/checkpoint/config\.json: no such file"):
-        launch.make_jobs(config, flags)
-    shutil.copytree(tiny_run[0], trained)
-    words = ("--envs", "Hopper-v4", "--seeds", "1", "--frozen", "--diagnose", "--results", tmp_path)
-    done = command("-m", "benchmark.launch", *words, *flags)
+@pytest.mark.parametrize("learner", ["loop", "sb3"])
+def test_a_frozen_reward_is_trained_on_with_the_next_seed_and_the_labels_of_its_run(
+    learner, tmp_path
+):
+    flags = ["--no-policy-access", "--total-timesteps", "4096"]
+    config = {"envs": ("Hopper-v4",), "seeds": (1,), "panel": "tiny", "results": tmp_path}
+    (trained,) = launch.make_jobs(launch.Config(**config), flags)
+    trained.folder.mkdir(parents=True)
+    (trained.folder / "result.json").write_text(json.dumps(RESULT))
+    (job,) = launch.make_jobs(launch.Config(**config, frozen=True, learner=learner), flags)
+    assert str(trained.folder) in job.command
+    assert job.args.seed == 2
+    labels = runs.labels_of(irl.config_of(job.args))
+    assert labels == runs.labels_of(irl.config_of(trained.args))
+    method = "custom-frozen" if learner == "loop" else "sb3-custom-frozen"
+    assert job.folder == runs.folder_of(tmp_path, method, labels, "Hopper-v4", 2)
+
+
+def test_the_oracle_of_either_learner_has_a_folder_of_its_own():
+    names = []
+    for learner in ("loop", "sb3"):
+        config = launch.Config(envs=("Hopper-v4",), seeds=(1,), learner=learner)
+        (job,) = launch.make_jobs(config, ["--true-reward"])
+        assert "--true-reward" in job.command
+        names.append(job.folder.parts[-3])
+    assert names == ["oracle", "sb3-oracle"]
+
+
+def test_demonstrations_of_another_format_are_converted_once(tmp_path):
+    states = np.random.default_rng(0).normal(size=(2, 11, 11)).astype(np.float32)  # two episodes
+    obs, next_obs = states[:, :-1].reshape(20, 11), states[:, 1:].reshape(20, 11)
+    acts = np.zeros((20, 3), np.float32)
+    dones = np.arange(20) % 10 == 9
+    source = tmp_path / "mine.npz"
+    np.savez(source, obs=obs, acts=acts, next_obs=next_obs, dones=dones)
+    results = tmp_path / "results"
+    config = launch.Config(envs=("Hopper-v4",), seeds=(1, 2), results=results)
+    flags = ["--demos", str(source), "--demo-episodes", "1"]
+    jobs = launch.make_jobs(config, flags)
+    (converted,) = (results / "demos").iterdir()
+    assert {job.args.demos for job in jobs} == {converted}
+    tensors = irl.load_demos(converted, 11, 3, episodes=1, subsample=1).tensors
+    np.testing.assert_array_equal(tensors["next_obs"], next_obs[:10])
+
+    written = converted.stat().st_mtime_ns
+    again = launch.make_jobs(config, ["--demos", str(converted), "--demo-episodes", "1"])
+    assert again[0].args.demos == converted
+    launch.make_jobs(config, flags)
+    assert converted.stat().st_mtime_ns == written
+    np.savez(source, obs=obs + 2, acts=acts, next_obs=next_obs + 2, dones=dones)
+    assert launch.make_jobs(config, flags)[0].args.demos != converted
+
+
+# ------------------------------------------------------------------------------------------ running
+def test_a_stopped_launch_continues_and_skips_what_is_finished(tmp_path):
+    flags = ("--total-timesteps", "12288", "--update-epochs", "1")
+    words = ("-m", "benchmark.launch", "--method", "constant", "--envs", "Hopper-v4", *flags)
+    words += ("--seeds", "1", "2", "--jobs", "1", "--results", str(tmp_path))
+    runs_of_label = tmp_path / "constant-12288-steps-update-epochs-1" / "Hopper-v4"
+    first, second = runs_of_label / "seed1", runs_of_label / "seed2"
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE)
+    while not (second / "metrics.csv").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert b"the same command continues" in said
+    assert (second / "training.pt").exists()
+    assert not (second / "result.json").exists()
+    finished = (first / "result.json").stat().st_mtime_ns
+
+    done = command(*words)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "custom-4096-steps-frozen" / "Hopper-v4" / "seed2" / "result.json").read_text())
-    assert result["variant"] == "frozen" and result["seed"] == 2
-    assert result["frozen_reward"]["sha256"] == irl.sha256(trained / "checkpoint" / "reward_net.pt")
-    assert "| custom Hopper-v4 |" in (tmp_path / "rewards.md").read_text()
+    assert (first / "result.json").stat().st_mtime_ns == finished
+    assert runs.read_result(second)["steps"] == 12288
+    assert "stopped" in (second / "log.txt").read_text()  # this log is of both launches
+    assert not (second / "training.pt").exists()
 
 
-def test_a_quick_look_is_marked_everywhere(tmp_path, capsys):
-    jobs = launch.make_jobs(launch.Config(results=tmp_path), ["--quick"])
-    assert {job.args.num_rounds * job.args.batch_size for job in jobs} == {20_480}
-    assert all("custom-quick" in str(job.folder) for job in jobs)
-    assert "QUICK" in launch.overview(jobs).title
-    args = irl.Args(quick=True, out=tmp_path / "custom-quick" / "Hopper-v4" / "seed1")
-    assert irl.run(irl.RewardNetwork, irl.IRLAlgorithm, args, "custom")["labels"] == ["quick"]
-    report.main(report.Config(results=tmp_path))
-    assert "custom-quick" in (text := capsys.readouterr().out) and "not results" in text
-    with pytest.raises(irl.UserError, match="no run to publish"):
-        report.publish(report.read_runs(tmp_path))
+ENDINGS = {
+    "sys.exit('error: no demonstrations')": "error: no demonstrations",
+    "os.kill(os.getpid(), 9)": "killed by signal 9",
+}
 
 
-def test_summary_shows_expert_random_every_seed_and_the_published_board(tiny_run, tmp_path):
-    folder, result, _ = tiny_run
-    shutil.copytree(folder, tmp_path / "custom-4096-steps" / "Hopper-v4" / "seed1")
-    report.main(report.Config(results=tmp_path))
-    text = (tmp_path / "summary.md").read_text()
-    card = irl.load_card(ROOT / "demos" / "Hopper-v4.npz")
-    for number in (card["expert"]["demos"]["return_mean"], card["random"]["return_mean"]):
-        assert f"{number:.0f}" in text
-    assert f"1: {result['eval_return_mean']:.0f}" in text and f"{result['eval_return_mean']:.0f} (seed 1)" in text
-    assert f"| {result['git_commit'][:7]}{'' if result['git_clean'] else ' *'} |" in text
-    assert "other demonstrations" in text and "qwen3.6-plus" in text
+@pytest.mark.parametrize("code", ENDINGS)
+def test_a_failed_run_is_one_line_with_its_reason_and_its_log(
+    code, launcher, monkeypatch, tmp_path, capsys
+):
+    script = f"import os, sys; print('begun'); {code}"
+    monkeypatch.setattr(launch, "program", lambda config, trained: ["-c", script])
+    assert launcher("--envs", "Hopper-v4", "--seeds", "1") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    log = tmp_path / "custom" / "Hopper-v4" / "seed1" / "log.txt"
+    assert line.startswith("failed: Hopper-v4 seed 1: ")
+    assert ENDINGS[code] in line
+    assert str(log) in line
+    assert log.exists()
 
 
-def test_statistics_over_environments_on_cases_with_known_answers():
-    low, high = [np.array([0.0, 0.1, 0.2])] * 3, [np.array([0.8, 0.9, 1.0])] * 3
-    assert report.interquartile_mean(np.array([0.0, 1, 2, 3]), np.array([4.0, 5, 6, 100])) == np.mean([2, 3, 4, 5])
-    assert report.probability_of_improvement(high, low) == 1 and report.probability_of_improvement(low, high) == 0
-    assert report.probability_of_improvement(low, low) == 0.5
-    rows = [
-        dict(method=m, labels="", env=env, seed=i, normalized_return=x)
-        for m, scores in (("custom", high), ("bad", low))
-        for env, per_env in zip(report.ENVS, scores)
-        for i, x in enumerate(per_env)
-    ]
-    lines = report.aggregate_table(pd.DataFrame(rows)).splitlines()
-    custom, bad = (next(line for line in lines if line.startswith(f"| {m}")) for m in ("custom", "bad"))
-    assert custom.startswith("| custom | 9 | 0.900 [0.8") and bad.endswith("] | 1.00 |")
+# --------------------------------------------------------------------------------------- run_all.sh
+def run_all(folder: Path, python: str) -> subprocess.CompletedProcess:
+    """run_all.sh in `folder`, with `python` as the text of a shell script that is PYTHON."""
+    (folder / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (folder / "python").chmod(0o755)
+    env = {**os.environ, "PYTHON": str(folder / "python")}
+    line = ["bash", "run_all.sh", "--quick"]
+    return subprocess.run(line, cwd=folder, env=env, capture_output=True, text=True)
 
 
-def test_mean_curve_of_seeds_whose_episodes_end_at_different_steps():
-    mean = report.mean_curve([pd.Series([0.0, 4.0], index=[0, 4]), pd.Series([2.0, 6.0, 6.0], index=[1, 3, 4])])
-    assert list(mean.index) == [1, 3, 4] and list(mean) == [1.5, 4.5, 5.0]
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    for name in ("run_all.sh", "requirements.txt", ".constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
 
 
-def test_report_names_a_broken_result(tmp_path):
-    (tmp_path / "result.json").write_text('{"schema": 1}')
-    done = command("report.py", "--results", tmp_path)
-    assert done.returncode == 1 and "result.json" in done.stderr and len(done.stderr.splitlines()) == 1
-    (tmp_path / "result.json").unlink()
-    assert "expected at least one finished run" in command("report.py", "--results", tmp_path).stderr
+OLD_PYTHON = 'if [ "$1" = --version ]; then echo Python 3.9.1; else exit 1; fi'
+UNUSABLE = {
+    OLD_PYTHON: "Python 3.9.1 is not supported",
+    'case "$2" in *ensurepip*) exit 1;; esac': "has no venv module; install it first",
+}
 
 
-def test_readme_table_is_what_the_committed_runs_say():
-    published = report.read_published()
-    assert report.read_block(ROOT / "README.md") == report.readme_block(published).strip()
-    assert report.read_block(ROOT / "benchmark" / "README.md") == report.seeds_block(published).strip()
-    assert report.read_block(ROOT / "demos" / "README.md") == report.cards_table().strip()
+@pytest.mark.parametrize("python", UNUSABLE)
+def test_run_all_says_when_python_cannot_be_used(python, checkout):
+    done = run_all(checkout, python)
+    assert done.returncode == 1
+    assert UNUSABLE[python] in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (checkout / ".venv").exists()
 
 
-def test_published_runs_are_full_runs_of_clean_code():
-    runs = report.read_published()
-    runs = runs[~runs["method"].isin(report.CONTROLS)]
-    peers = runs["method"].str.startswith("imitation-")
-    assert (runs.loc[~peers, "steps"] == 999_424).all() and set(runs.loc[peers, "steps"]) <= {0, 299_008, 999_424}
-    assert (runs["git_clean"].astype(str) == "True").all()
-    assert (runs["git_commit"].str.len() == 40).all()
+def test_run_all_installs_anew_when_a_requirement_or_a_constraint_has_changed(checkout):
+    make_venv = f"""case "$*" in *" venv "*)
+        mkdir -p .venv/bin
+        cp {checkout}/python .venv/bin/python;;
+    esac
+    echo "$*" >>calls.txt"""
 
+    def calls() -> list[str]:
+        (checkout / "calls.txt").unlink(missing_ok=True)
+        assert run_all(checkout, make_venv).returncode == 0
+        return (checkout / "calls.txt").read_text().splitlines()
 
-def test_run_all_says_when_python_cannot_be_used(tmp_path):
-    """With a Python of the wrong version, one clear line and nothing installed."""
-    shutil.copy(ROOT / "run_all.sh", tmp_path), shutil.copy(ROOT / "requirements.txt", tmp_path)
-    fake = tmp_path / "python"
-    for script, message in (
-        ('if [ "$1" = --version ]; then echo Python 3.9.1; else exit 1; fi', "Python 3.9.1 is not supported"),
-        ('case "$2" in *ensurepip*) exit 1;; esac', "has no venv module; install it first"),
-    ):
-        fake.write_text(f"#!/bin/sh\n{script}\n")
-        fake.chmod(0o755)
-        env = {**os.environ, "PYTHON": str(fake)}
-        done = subprocess.run(["bash", "run_all.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
-        assert not (tmp_path / ".venv").exists()
+    launched = "-m benchmark.launch --quick"
+    assert any("pip install" in call for call in calls())
+    assert calls() == [launched]
+    for name in ("requirements.txt", ".constraints.txt"):
+        with (checkout / name).open("a") as f:
+            f.write("# newer\n")
+        assert any("pip install" in call for call in calls())
+        assert calls() == [launched]

@@ -5,7 +5,7 @@ import builtins
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -18,36 +18,66 @@ import torch.optim as optim
 
 import custom_irl as irl
 
-HEADER = dict(
-    os=os, random=random, time=time, dataclass=dataclass, gym=gym, np=np, torch=torch, nn=nn, F=F, optim=optim
-)
+HEADER = {
+    "os": os,
+    "random": random,
+    "time": time,
+    "dataclass": dataclass,
+    "gym": gym,
+    "np": np,
+    "torch": torch,
+    "nn": nn,
+    "F": F,
+    "optim": optim,
+}
 OBS_DIM, ACTION_DIM = 11, 3
+CPU = torch.device("cpu")
 
 
 def region() -> str:
-    text = (irl.ROOT / "custom_irl.py").read_text()
-    lines = text.splitlines()
-    begin, end = (next(i for i, line in enumerate(lines) if mark in line and line.startswith("#"))
-                  for mark in ("EDITABLE REGION BEGIN", "EDITABLE REGION END"))  # fmt: skip
+    """The text between the two lines, these included."""
+    lines = (irl.ROOT / "custom_irl.py").read_text().splitlines()
+    marks = ("EDITABLE REGION BEGIN", "EDITABLE REGION END")
+    begin, end = (
+        next(i for i, line in enumerate(lines) if mark in line and line.startswith("#"))
+        for mark in marks
+    )
     return "\n".join(lines[begin : end + 1])
+
+
+def region_namespace() -> dict:
+    """What the region defines when it runs with nothing but the header's names."""
+    namespace = {"__name__": "elsewhere", **HEADER}
+    exec(compile(region(), "region", "exec"), namespace)
+    return namespace
 
 
 def batch(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     obs = torch.randn(n, OBS_DIM, generator=g)
-    return obs, torch.randn(n, ACTION_DIM, generator=g), obs + 0.1 * torch.randn(n, OBS_DIM, generator=g)
+    acts = torch.randn(n, ACTION_DIM, generator=g)
+    return obs, acts, obs + 0.1 * torch.randn(n, OBS_DIM, generator=g)
 
 
-def make(reward_cls=irl.RewardNetwork, algorithm_cls=irl.IRLAlgorithm, n_expert=512):
-    torch.manual_seed(0), np.random.seed(0)
+def make(reward_cls=irl.RewardNetwork, algorithm_cls=irl.IRLAlgorithm, n_expert=512, **changes):
+    """A network, an algorithm with some hyperparameters changed, and its demonstrations."""
+    torch.manual_seed(0)
+    np.random.seed(0)
     obs, acts, next_obs = batch(n_expert, seed=1)
     demos = {"obs": obs + 1.0, "acts": 0.1 * acts, "next_obs": next_obs + 1.0}
     args = SimpleNamespace(irl_lr=3e-4, irl_batch_size=64, n_irl_updates_per_round=5)
     net = reward_cls(OBS_DIM, ACTION_DIM)
-    return net, algorithm_cls(net, demos, OBS_DIM, ACTION_DIM, torch.device("cpu"), args), demos
+    hyperparameters = replace(algorithm_cls.hyperparameters, **changes)
+    changed = type("Changed", (algorithm_cls,), {"hyperparameters": hyperparameters})
+    return net, changed(net, demos, OBS_DIM, ACTION_DIM, CPU, args), demos
 
 
-# ------------------------------------------------------------------------------------------------------- mathematics
+def with_policy(**changes):
+    """An algorithm with access to a policy: its improvement, the policy, the demonstrations."""
+    _, algorithm, demos = make(**changes)
+    policy = irl.Policy(OBS_DIM, ACTION_DIM)
+    algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
+    return algorithm, policy, demos
 
 
 @torch.no_grad()
@@ -56,98 +86,125 @@ def randomize(net: nn.Module) -> None:
         p.copy_(torch.randn_like(p) / max(1, p.shape[-1]) ** 0.5)
 
 
+def parameters_of(net: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+
+
+# -------------------------------------------------------------------------------------- the reward
 REWARDS = {  # the reward, its g and its potential
-    "exported": (lambda net: net, lambda net: net.g, lambda net: lambda state: net.c * net.alive(state)),
-    "training": (lambda net: net.training_reward, lambda net: net.training_g, lambda net: net.training_potential),
+    "forward": (
+        lambda net: net,
+        lambda net: net.g,
+        lambda net: lambda state: net.hyperparameters.terminal_cost * net.survival_prob(state),
+    ),
+    "training_reward": (
+        lambda net: net.training_reward,
+        lambda net: net.policy_relative_g,
+        lambda net: net.potential,
+    ),
 }
 
 
 @pytest.mark.parametrize("which", REWARDS)
 def test_shaping_telescopes_along_a_trajectory(which):
-    """sum_t gamma^t f_t = sum_t gamma^t g_t + gamma^T Phi(s_T) - Phi(s_0), for any weights (Ng et al. 1999)."""
+    """sum_t gamma^t f_t = sum_t gamma^t g_t + gamma^T Phi(s_T) - Phi(s_0) (Ng et al. 1999)."""
     net, _, _ = make()
     randomize(net)
     net.double()
-    states, acts = torch.randn(31, OBS_DIM).double(), torch.randn(30, ACTION_DIM).double()
-    discount = net.gamma ** torch.arange(30).double()
+    gamma = net.hyperparameters.gamma
+    states = torch.randn(31, OBS_DIM).double()
+    acts = torch.randn(30, ACTION_DIM).double()
+    discount = gamma ** torch.arange(30).double()
     f, g, potential = (part(net) for part in REWARDS[which])
     with torch.no_grad():
         shaped = (discount * f(states[:-1], acts, states[1:])).sum()
         plain = (discount * g(states[:-1], acts, states[1:])).sum()
-        potential = potential(states)
-    torch.testing.assert_close(shaped, plain + net.gamma**30 * potential[-1] - potential[0])
+        phi = potential(states)
+    torch.testing.assert_close(shaped, plain + gamma**30 * phi[-1] - phi[0])
 
 
 def test_dying_costs_the_potential_and_living_does_not():
-    """An ordinary step loses (1 - gamma) of the potential, c or V, of g; the one into a terminal state all of it."""
-    net, v = make()[0], 40.0
+    """A step that ends nothing loses (1 - gamma) Phi of g, one into a terminal state Phi."""
+    net, value = make()[0], 40.0
+    hp = net.hyperparameters
     with torch.no_grad():
-        net.end_log_odds.zero_()
-        net.end_logit[0].weight.zero_()[0, 0] = 10.0  # p(s) is 1 where the first coordinate is large, else 0
-        net.end_logit[2].weight.zero_()[0, 0] = 10.0
-        net.end_logit[-1].weight.zero_()[0, 0] = 60.0
-        net.end_logit[0].bias.zero_(), net.end_logit[2].bias.zero_(), net.end_logit[-1].bias.zero_()
-        net.value[-1].bias.fill_(v / net.value_scale)
+        # p(s) is 1 where the first coordinate is large, else 0
+        net.termination_prior_logit.zero_()
+        for layer, weight in ((0, 10.0), (2, 10.0), (-1, 60.0)):
+            net.termination_net[layer].weight.zero_()[0, 0] = weight
+            net.termination_net[layer].bias.zero_()
+        net.value_net[-1].bias.fill_(value / hp.value_scale)
         obs, acts, _ = batch(8)
         obs[:, 0] = net.obs_mean[0] - 5
         living, dead = obs.clone(), obs.clone()
         dead[:, 0] = net.obs_mean[0] + 5
-        for f, g, value in ((net, net.g, net.c), (net.training_reward, net.training_g, v)):
-            torch.testing.assert_close(f(obs, acts, living), g(obs, acts, living) - (1 - net.gamma) * value)
-            torch.testing.assert_close(f(obs, acts, dead), g(obs, acts, dead) - value)
+        cases = (
+            (net, net.g, hp.terminal_cost),
+            (net.training_reward, net.policy_relative_g, value),
+        )
+        for f, g, phi in cases:
+            alive = g(obs, acts, living) - (1 - hp.gamma) * phi
+            torch.testing.assert_close(f(obs, acts, living), alive)
+            torch.testing.assert_close(f(obs, acts, dead), g(obs, acts, dead) - phi)
 
 
-def test_observation_normalizer_equals_numpy_and_is_saved():
+def test_the_normalizer_equals_numpy_and_is_saved():
     net, _, demos = make()
     x = demos["obs"].numpy()
     np.testing.assert_allclose(net.obs_mean.numpy(), x.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(net.obs_std.numpy(), np.maximum(x.std(0), 0.05), rtol=1e-4)
     np.testing.assert_array_equal(net.act_high.numpy(), demos["acts"].numpy().max(0))
-    assert {"obs_mean", "obs_std", "act_low", "act_high", "expert_score", "policy_score", "unskilled_score"} <= set(
-        net.state_dict()
-    )
+    other = irl.RewardNetwork(OBS_DIM, ACTION_DIM)
+    other.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other(*batch(8)), net(*batch(8)))
 
 
-def test_both_g_follow_the_critic_up_to_the_expert():
+def test_both_g_follow_the_critic_from_its_references_to_the_expert():
     net = make()[0]
+    cases = ((-3.0, 1.0, -9.0), (1.0, 2.0, -3.0), (5.0, 3.0, 3.0), (-20.0, 0.0, -34.5))
     with torch.no_grad():
         net.critic[-1].weight.zero_()
-        net.unskilled_score.fill_(-3.0), net.policy_score.fill_(1.0), net.expert_score.fill_(5.0)
-        for score, g, training_logit in ((-3.0, 1.0, -9.0), (1.0, 2.0, -3.0), (5.0, 3.0, 3.0), (-20.0, 0.0, -34.5)):
+        net.baseline_score.fill_(-3.0)
+        net.policy_score_ema.fill_(1.0)
+        net.expert_score_ema.fill_(5.0)
+        for score, g, training_logit in cases:
             net.critic[-1].bias.fill_(score)
             torch.testing.assert_close(net.g(*batch(4)), torch.full((4,), g))
-            torch.testing.assert_close(net.training_g(*batch(4)), torch.sigmoid(torch.full((4,), training_logit)))
-
-
-def test_gradient_penalty_slope_equals_finite_differences():
-    net, _, _ = make()
-    randomize(net)
-    net.double()
-    x = torch.randn(4, 2 * OBS_DIM + ACTION_DIM, dtype=torch.double, requires_grad=True)
-    (slope,) = torch.autograd.grad(net.critic(x).sum(), x)
-    step = 1e-6
-    for j in range(x.shape[1]):
-        e = torch.zeros_like(x)
-        e[:, j] = step
-        with torch.no_grad():
-            difference = (net.critic(x + e) - net.critic(x - e)).squeeze(-1) / (2 * step)
-        torch.testing.assert_close(slope[:, j], difference, rtol=1e-5, atol=1e-7)
+            relative = torch.sigmoid(torch.full((4,), training_logit))
+            torch.testing.assert_close(net.policy_relative_g(*batch(4)), relative)
 
 
 def test_the_reward_prefers_the_expert_after_training():
     net, algorithm, demos = make()
     rollout = batch(256, seed=2)
     for _ in range(40):
-        report = algorithm.update(*rollout, torch.zeros(256))
+        stats = algorithm.update(*rollout, torch.zeros(256))
     with torch.no_grad():
-        for g in (net.g, net.training_g):
-            assert g(demos["obs"], demos["acts"], demos["next_obs"]).mean() > g(*rollout).mean() + 0.4
-    assert report["critic_gap"] > 0
+        for g in (net.g, net.policy_relative_g):
+            expert = g(demos["obs"], demos["acts"], demos["next_obs"])
+            assert expert.mean() > g(*rollout).mean() + 0.4
+    assert stats["critic_gap"] > 0
+
+
+def test_the_critics_slope_is_held_near_one():
+    """Without the penalty it grows without bound."""
+    slopes = {}
+    for weight in (0.0, 10.0):
+        net, algorithm, demos = make(gradient_penalty=weight)
+        rollout = batch(256, seed=2)
+        for _ in range(60):
+            algorithm.update(*rollout, torch.zeros(256))
+        features = net.features(demos["obs"], demos["acts"], demos["next_obs"]).requires_grad_(True)
+        (grad,) = torch.autograd.grad(net.critic(features).sum(), features)
+        slopes[weight] = grad.norm(dim=1).mean().item()
+    assert slopes[10.0] < 1.3
+    assert slopes[0.0] > 2 * slopes[10.0]
 
 
 @pytest.mark.parametrize("time_limits", [False, True])
-def test_endings_are_learned_as_terminal_but_time_limits_are_not(time_limits):
-    """States beyond 5, where no expert is, end episodes. A done in an ordinary state is a time limit: not an end."""
+def test_terminal_states_are_learned_and_time_limits_are_not(time_limits):
+    """States beyond 5, where no expert is, end episodes; an end elsewhere is a time limit."""
     net, algorithm, _ = make()
     obs, acts, next_obs = batch(2048, seed=3)
     next_obs[:200, 0] = 5.0 + next_obs[:200, 0].abs()
@@ -158,66 +215,88 @@ def test_endings_are_learned_as_terminal_but_time_limits_are_not(time_limits):
     for _ in range(120):
         algorithm.update(obs, acts, next_obs, dones)
     with torch.no_grad():
-        p = 1 - net.alive(next_obs)
-    assert p[:200].mean() > 0.9 and p[200:].mean() < 0.05
-
-
-def test_value_is_fitted_to_lambda_returns_whatever_the_order():
-    """Two trajectories of 40 states with known g, against the slow recursion, although their transitions are shuffled.
-
-    The last transition of each is followed by nothing that was seen, so it bootstraps from its next state: the first
-    one's ended there, in a state that looks deadly, the second one's is the end of the rollout.
-    """
-    net, algorithm, _ = make()
-    randomize(net)
-    states, acts = torch.randn(2, 41, OBS_DIM), torch.randn(2, 40, ACTION_DIM)
-    obs, next_obs = states[:, :-1], states[:, 1:]
-    decay = algorithm.decay
-    with torch.no_grad():
-        g = net.training_g(obs, acts, next_obs)
-        after = net.training_value(next_obs)
-        expected = torch.empty(2, 40)
-        deadly = torch.sigmoid(net.end_logit(net.normalize(next_obs[0, -1])) - 3)
-        expected[:, -1] = g[:, -1] + net.gamma * after[:, -1] * torch.stack([1 - deadly.squeeze(), torch.tensor(1.0)])
-        for t in reversed(range(39)):
-            later = (1 - decay) * after[:, t] + decay * expected[:, t + 1]
-            expected[:, t] = g[:, t] + net.gamma * later
-    order = torch.randperm(80)
-    ended = torch.zeros(2, 40, dtype=torch.bool)
-    ended[0, -1] = True
-    flat = [x.flatten(0, 1)[order] for x in (obs, acts, next_obs, ended)]
-    algorithm.remember(*batch(80, seed=7), torch.zeros(80, dtype=torch.bool))
-    algorithm.remember(*flat)
-    returns = algorithm.lambda_returns(80, g.flatten()[order], net.training_value)
-    torch.testing.assert_close(returns, expected.flatten()[order], rtol=1e-4, atol=1e-4)
+        p = 1 - net.survival_prob(next_obs)
+    assert p[:200].mean() > 0.9
+    assert p[200:].mean() < 0.05
 
 
 def test_every_transition_may_end_an_episode():
     """As in an environment of one step."""
     _, algorithm, _ = make()
     for _ in range(10):
-        report = algorithm.update(*batch(64), torch.ones(64))
-    assert all(np.isfinite(float(value)) for value in report.values())
+        stats = algorithm.update(*batch(64), torch.ones(64))
+    assert all(np.isfinite(float(value)) for value in stats.values())
 
 
-# ------------------------------------------------------------------------------------------------------------- policy
+# -------------------------------------------------------------------------------------- the replay
+def slow_lambda_returns(rewards, next_values, gamma, td_lambda):
+    """One trajectory (T,), by the recursion; the last step bootstraps."""
+    returns = torch.empty_like(rewards)
+    returns[-1] = rewards[-1] + gamma * next_values[-1]
+    for t in reversed(range(len(rewards) - 1)):
+        mixed = (1 - td_lambda) * next_values[t] + td_lambda * returns[t + 1]
+        returns[t] = rewards[t] + gamma * mixed
+    return returns
 
 
-def with_policy(n_expert=512):
-    _, algorithm, demos = make(n_expert=n_expert)
-    policy = irl.Policy(OBS_DIM, ACTION_DIM)
-    algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
-    algorithm.q_rounds = 1
-    return algorithm, policy, demos
+def test_lambda_returns_equal_the_slow_recursion_whatever_the_order():
+    """Two trajectories of 40 steps, shuffled; an earlier rollout does not mix in."""
+    replay = irl.Replay(*batch(16, seed=9))
+    states = torch.randn(2, 41, OBS_DIM)
+    acts = torch.randn(2, 40, ACTION_DIM)
+    rewards, next_values = torch.randn(2, 2, 40)
+    expected = torch.stack(
+        [slow_lambda_returns(r, v, 0.99, 0.9) for r, v in zip(rewards, next_values)]
+    )
+    order = torch.randperm(80)
+    columns = (states[:, :-1], acts, states[:, 1:], torch.zeros(2, 40, dtype=torch.bool))
+    obs, acts, next_obs, ended = (x.flatten(0, 1)[order] for x in columns)
+    replay.add(*batch(80, seed=7), ended)
+    replay.add(obs, acts, next_obs, ended)
+    flat = (x.flatten()[order] for x in (rewards, next_values))
+    returns = replay.lambda_returns(*flat, gamma=0.99, td_lambda=0.9)
+    torch.testing.assert_close(returns, expected.flatten()[order], rtol=1e-4, atol=1e-4)
 
 
-def clone(algorithm, steps):
-    algorithm.clone_steps = steps
-    algorithm.clone(lr=1e-3)
+def test_rows_are_drawn_from_where_they_should_be():
+    """The critic's policy rows: 1/2 of the newest rollouts, 1/8 of the first, the rest of all."""
+    _, algorithm, _ = make()
+    first, recent = algorithm.hyperparameters.bc_rounds + 1, algorithm.hyperparameters.recent_rounds
+    for i in range(100):  # 2 marks a first rollout, 0 a recent one
+        mark = 2.0 if i < first else 0.0 if i >= 100 - recent else 1.0
+        rollout = [torch.full((64, n), mark) for n in (OBS_DIM, ACTION_DIM, OBS_DIM)]
+        algorithm.replay.add(*rollout, torch.zeros(64, dtype=torch.bool))
+    drawn = [algorithm.replay.obs[algorithm.sample_policy_rows(512), 0] for _ in range(40)]
+    shares = [(torch.cat(drawn) == mark).float().mean().item() for mark in (0, 1, 2)]
+    expected = [0.5 + 0.375 * 0.05, 0.375 * 0.74, 0.125 + 0.375 * 0.21]
+    assert shares == pytest.approx(expected, abs=0.02)
+    expert = algorithm.replay.sample_expert(1000)
+    assert ((expert >= 0) & (expert < 512)).all()
 
 
-def test_clones_see_normalised_inputs_and_the_policy_stands_still_first():
-    """In other units, here of a half and around 7, they are the same clones."""
+def test_the_value_is_zero_after_a_termination_and_not_after_a_time_limit():
+    """g is 0.5 at the middle of the score's range, so V is 0.5 / (1 - gamma) without ends."""
+    net, algorithm, _ = make(value_steps=400, value_lr=3e-3)
+    net.critic[-1].weight.data.zero_()
+    net.critic[-1].bias.data.fill_(0.5)
+    algorithm.critic_step = dict
+    algorithm.termination_step = dict
+    obs, acts, next_obs = batch(512, seed=3)
+    ended = torch.ones(512, dtype=torch.bool)
+    for deadly, expected in ((True, 0.5), (False, 0.5 + 0.99 * 7.0)):
+        with torch.no_grad():
+            net.termination_net[-1].weight.zero_()
+            net.termination_net[-1].bias.fill_(60.0 if deadly else -60.0)
+            net.value_net[-1].weight.zero_()
+            net.value_net[-1].bias.fill_(0.7)  # V = 7
+        algorithm.replay.add(obs, acts, next_obs, ended)
+        algorithm.fit_value()
+        with torch.no_grad():
+            assert net.value(obs).mean().item() == pytest.approx(expected, abs=0.1)
+
+
+# -------------------------------------------------------------------------------------- the policy
+def test_bc_actors_do_not_depend_on_the_units_of_the_observations():
     hidden = []
     for shift, scale in ((0.0, 1.0), (7.0, 2.0)):
         _, algorithm, demos = make()
@@ -227,253 +306,203 @@ def test_clones_see_normalised_inputs_and_the_policy_stands_still_first():
         policy = irl.Policy(OBS_DIM, ACTION_DIM)
         torch.manual_seed(0)
         algorithm.set_policy(policy, optim.Adam(policy.parameters()))
+        actors = algorithm.improvement.bc_actors
         with torch.no_grad():
-            hidden.append([clone[:-1](demos["obs"]) for clone in (algorithm.first, algorithm.second)])
-            for actor in (policy.actor_mean, algorithm.first, algorithm.second):
+            hidden.append([actor[:-1](demos["obs"]) for actor in actors])
+            for actor in (policy.actor_mean, *actors):
                 assert (actor(demos["obs"]) == 0).all()
     for plain, shifted in zip(*hidden):
         torch.testing.assert_close(plain, shifted, rtol=1e-3, atol=1e-4)
-    assert (hidden[0][0] - hidden[0][1]).abs().mean() > 0.1  # two of them
+    assert (hidden[0][0] - hidden[0][1]).abs().mean() > 0.1  # two different actors
 
 
-def test_the_clone_learns_the_demonstrations_and_what_is_rare_in_them(monkeypatch):
-    """Every sixteenth of the expert's actions is unlike the others, in states of their own. Drawn by their errors these
-    are learned sooner than drawn evenly.
-    """
+def test_bc_learns_the_demonstrations_and_what_is_rare_in_them(monkeypatch):
+    """Every 16th action is unlike the others. Drawn by error these are learned sooner."""
     rare = []
     for draw in (torch.multinomial, lambda weights, n: torch.randint(len(weights), (n,))):
         monkeypatch.setattr(torch, "multinomial", draw)
-        algorithm, _, demos = with_policy()
+        algorithm, _, demos = with_policy(bc_steps=500)
         demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
         demos["obs"][::16, 4] += 5.0
         demos["acts"][::16] = 1.0
-        clone(algorithm, 500)
-        squares = (algorithm.first(demos["obs"]) - demos["acts"]).square().mean(1)
+        algorithm.improvement.train_bc(lr=1e-3)
+        errors = algorithm.improvement.bc_actors[0](demos["obs"]) - demos["acts"]
+        squares = errors.square().mean(1)
         rare.append(squares[::16].mean())
         assert squares.mean() < 0.1 * demos["acts"].var()
     assert rare[0] < 0.7 * rare[1]
 
 
+def test_bc_actors_disagree_where_nothing_was_demonstrated():
+    algorithm, _, demos = with_policy(bc_steps=500)
+    improvement = algorithm.improvement
+    demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
+    improvement.train_bc(lr=1e-3)
+    obs, acts, next_obs = batch(512, seed=4)
+    algorithm.replay.add(obs + 8, acts, next_obs, torch.zeros(512, dtype=torch.bool))
+    improvement.query_bc_actors()
+    known, unknown = improvement.disagreement.split(512)
+    assert unknown.median() > 20 * known.median()
+    with torch.no_grad():
+        first, second = (actor(algorithm.replay.obs) for actor in improvement.bc_actors)
+    torch.testing.assert_close(improvement.bc_acts, first)
+    squares = (first - second).square().mean(1)
+    torch.testing.assert_close(improvement.disagreement, squares / 4e-4)
+
+
 @pytest.mark.parametrize(("time_limits", "value"), [(False, 1.0), (True, 2.0)])
-def test_q_is_what_the_reward_is_worth_until_death(monkeypatch, time_limits, value):
-    """g is 1 everywhere and counts half a step later: 1 / (1 - 0.5) = 2 in all but the last step before a death. States
-    beyond 5 look deadly; an end elsewhere is a time limit's.
+def test_q_is_the_discounted_reward_until_a_termination(monkeypatch, time_limits, value):
+    """g is 1 and gamma 0.5: Q is 1 / (1 - 0.5) = 2, but 1 in the last step before a termination.
+
+    States beyond 5 look terminal; an end elsewhere is a time limit.
     """
-    algorithm, _, demos = with_policy()
-    net = algorithm.reward_net
-    monkeypatch.setattr(net, "gamma", 0.5)
-    monkeypatch.setattr(net, "g", lambda obs, acts, next_obs: torch.ones(len(obs)))
-    monkeypatch.setattr(net, "deadly", lambda state: (state[:, 0] > 5).float())
+    algorithm, _, demos = with_policy(target_refreshes=2)
+    net, improvement = algorithm.reward_net, algorithm.improvement
+    monkeypatch.setattr(irl.RewardNetwork, "hyperparameters", irl.Hyperparameters(gamma=0.5))
+    net.g = lambda obs, acts, next_obs: torch.ones(len(obs))
+    net.terminal_given_end = lambda state: (state[:, 0] > 5).float()
     obs, acts, next_obs = batch(2048, seed=3)
     ended = torch.rand(2048) < 0.5
-    obs[ended, 1] -= 20.0  # from afar, so that Q can tell
+    obs[ended, 1] -= 20.0  # far away, so that Q can tell
     next_obs[ended, 0] = 0.0 if time_limits else 6.0
-    algorithm.remember(obs, acts, next_obs, ended)
-    algorithm.clone_acts, algorithm.doubt = algorithm.memory[1], torch.zeros(512 + 2048)
-    algorithm.left, algorithm.first_lr = 1.0, 1e-3
-    for _ in range(200):
-        algorithm.fit_q(learn=False)
+    algorithm.replay.add(obs, acts, next_obs, ended)
+    improvement.bc_acts = algorithm.replay.acts
+    improvement.disagreement = torch.zeros(512 + 2048)
+    improvement.base_lr = 1e-3
+    for _ in range(100):
+        improvement.fit_q(with_actor=False)
     with torch.no_grad():
-        q = algorithm.action_values(algorithm.q, obs, acts)
-        expert = algorithm.action_values(algorithm.q, demos["obs"], demos["acts"])
+        q = improvement.q_values(improvement.q, obs, acts)
+        expert = improvement.q_values(improvement.q, demos["obs"], demos["acts"])
     assert q[:, ended].mean().item() == pytest.approx(value, abs=0.2)
     assert q[:, ~ended].mean().item() == pytest.approx(2.0, abs=0.2)
     assert expert.mean().item() == pytest.approx(2.0, abs=0.2)
 
 
-def test_clones_doubt_what_was_not_demonstrated_and_are_asked_once():
-    algorithm, _, demos = with_policy()
-    demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
-    clone(algorithm, 500)
-    far = [batch(512, seed=4)[0] + 8, *batch(512, seed=4)[1:]]
-    algorithm.remember(*far, torch.zeros(512, dtype=torch.bool))
-    algorithm.ask_clones()
-    with torch.no_grad():
-        obs = torch.cat([demos["obs"], far[0]])
-        acts, others = algorithm.first(obs), algorithm.second(obs)
-    torch.testing.assert_close(algorithm.clone_acts, acts)
-    torch.testing.assert_close(algorithm.doubt, (acts - others).square().mean(1) / algorithm.agreement)
-    known, unknown = algorithm.doubt.split(512)
-    assert unknown.median() > 20 * known.median()
-    algorithm.remember(*far, torch.zeros(512, dtype=torch.bool))
-    algorithm.doubt[:512] = -1.0
-    algorithm.ask_clones()
-    assert (algorithm.doubt[:512] == -1).all()
-    torch.testing.assert_close(algorithm.doubt[1024:], unknown)
-    torch.testing.assert_close(algorithm.clone_acts[1024:], acts[512:])
-    algorithm.clone(lr=1e-3)
-    algorithm.ask_clones()  # new clones
-    assert (algorithm.doubt >= 0).all() and len(algorithm.doubt) == len(algorithm.clone_acts) == 3 * 512
-
-
-def test_doubt_is_taken_off_the_reward_of_q():
+def test_disagreement_is_subtracted_from_qs_reward():
     algorithm, _, _ = with_policy()
     rollout = batch(64)
-    algorithm.remember(*rollout, torch.zeros(64, dtype=torch.bool))
-    algorithm.doubt = torch.cat([torch.zeros(512), torch.full((32,), 1.0), torch.full((32,), 99.0)])
+    algorithm.replay.add(*rollout, torch.zeros(64, dtype=torch.bool))
+    disagreement = [torch.zeros(512), torch.full((32,), 1.0), torch.full((32,), 99.0)]
+    algorithm.improvement.disagreement = torch.cat(disagreement)
     with torch.no_grad():
-        cost = algorithm.reward_net.g(*rollout) - algorithm.q_rewards(slice(-64, None))
-    assert algorithm.doubt_cost > 0
-    torch.testing.assert_close(cost[:32], torch.full((32,), algorithm.doubt_cost * np.log(2)))
-    torch.testing.assert_close(cost[32:], torch.full((32,), algorithm.doubt_cost * np.log(100)))
+        g = algorithm.reward_net.g(*rollout)
+    penalty = g - algorithm.improvement.q_rewards(slice(-64, None))
+    torch.testing.assert_close(penalty[:32], torch.full((32,), 0.15 * np.log(2)))
+    torch.testing.assert_close(penalty[32:], torch.full((32,), 0.15 * np.log(100)))
 
 
-def test_the_policy_climbs_the_lower_q_where_there_is_doubt_and_stays_the_clone_where_there_is_none(monkeypatch):
-    """Two places. In both one Q says up and another, which is lower, says down."""
-    algorithm, _, _ = with_policy()
-    clone(algorithm, 500)
-    algorithm.move(algorithm.learner, algorithm.first)
-    sure, unsure = batch(512, seed=4)[0], batch(512, seed=5)[0]
-    sure[:, 0] += 20
-    unsure[:, 0] -= 20
-    for obs in (sure, unsure):
-        algorithm.remember(obs, *batch(512)[1:], torch.zeros(512, dtype=torch.bool))
-    algorithm.ask_clones()
-    algorithm.doubt[512:1024], algorithm.doubt[1024:] = 0.0, 1000.0
-    q = lambda networks, obs, acts: torch.stack([20 + acts.sum(1), 10 - acts.sum(1)])  # noqa: E731
-    monkeypatch.setattr(algorithm, "action_values", q)
-    algorithm.optimizer.param_groups[0]["lr"] = 1e-3
+def improvement_with_two_places(**changes):
+    """BC actors trained a little; 512 rows in each of two places, disagreement 0 and 1000 there.
+
+    In both, one Q says that higher actions are better and the lower one says the opposite.
+    """
+    algorithm, _, _ = with_policy(bc_steps=500, **changes)
+    improvement = algorithm.improvement
+    improvement.train_bc(lr=1e-3)
+    irl.polyak_update(improvement.actor, improvement.bc_actors[0], tau=1.0)
+    places = [batch(512, seed=seed)[0] for seed in (4, 5)]
+    places[0][:, 0] += 20
+    places[1][:, 0] -= 20
+    for obs in places:
+        algorithm.replay.add(obs, *batch(512)[1:], torch.zeros(512, dtype=torch.bool))
+    improvement.query_bc_actors()
+    improvement.disagreement[512:1024] = 0.0
+    improvement.disagreement[1024:] = 1000.0
+    improvement.actor_optimizer.param_groups[0]["lr"] = 1e-3
+    improvement.q_values = lambda q, obs, acts: torch.stack([20 + acts.sum(1), 10 - acts.sum(1)])
+    return improvement, places
+
+
+def test_the_actor_stays_the_bc_policy_without_disagreement_and_climbs_the_lower_q_with_much():
+    improvement, (sure, unsure) = improvement_with_two_places()
     for _ in range(30):
-        algorithm.follow(torch.arange(512, 3 * 512))
+        improvement.actor_step(torch.arange(512, 1536))
     with torch.no_grad():
-        stayed, gone = (algorithm.learner(x) - algorithm.first(x) for x in (sure, unsure))
-    assert gone.mean() < -0.2 and stayed.abs().mean() < 0.2 * gone.abs().mean()
+        stayed, moved = (improvement.actor(x) - improvement.bc_actors[0](x) for x in (sure, unsure))
+    assert moved.mean() < -0.2
+    assert stayed.abs().mean() < 0.2 * moved.abs().mean()
 
 
-def test_q_is_not_heard_where_there_is_no_doubt():
-    """Not even where nothing else holds the policy."""
-    algorithm, _, _ = with_policy()
-    algorithm.loyalty, algorithm.optimizer.param_groups[0]["lr"] = 0.0, 1e-3
-    algorithm.ask_clones()
-    moved = []
-    for doubt in (0.0, 1.0, 1000.0):
-        algorithm.doubt[:] = doubt
-        before = [p.clone() for p in algorithm.learner.parameters()]
-        algorithm.follow(torch.arange(512))
-        moved.append(max((p - old).abs().max().item() for p, old in zip(algorithm.learner.parameters(), before)))
-    assert moved[0] == 0 < min(moved[1:])
-    torch.testing.assert_close(algorithm.heard(torch.tensor([0.0, 1.0, 3.0])), torch.tensor([0.0, 0.5, 0.9]))
+def test_q_has_no_weight_at_disagreement_zero():
+    """Not even where the BC term does not hold the actor."""
+    improvement, _ = improvement_with_two_places(bc_coef=0.0)
+    before = parameters_of(improvement.actor)
+    improvement.actor_step(torch.arange(512, 1024))
+    assert torch.equal(parameters_of(improvement.actor), before)
+    improvement.actor_step(torch.arange(1024, 1536))
+    assert not torch.equal(parameters_of(improvement.actor), before)
 
 
-def test_rows_to_learn_from_are_drawn_by_doubt(monkeypatch):
-    algorithm, _, _ = with_policy()
-    algorithm.ask_clones()
-    algorithm.doubt[:], algorithm.doubt[:64] = 0.0, np.expm1(1.8)  # log(1 + doubt) + 0.2 is 2 for an eighth, else 0.2
-    drawn, values = [], algorithm.action_values
-    monkeypatch.setattr(algorithm, "action_values", lambda q, obs, acts: drawn.append(obs) or values(q, obs, acts))
-    for _ in range(50):
-        algorithm.follow(torch.arange(512).repeat(8))
-    share = np.mean([(obs[:, None] == algorithm.memory[0][:64]).all(2).any(1).float().mean() for obs in drawn])
-    assert share == pytest.approx(10 / 17, abs=0.03)
-
-
-def test_targets_are_of_who_acts_and_do_not_hear_what_the_learner_promises(monkeypatch):
-    """Q here is the sum of the actions: a learner far beyond everybody promises much, and has never been seen."""
-    algorithm, policy, _ = with_policy()
-    q = lambda networks, obs, acts: acts.sum(1).expand(len(networks), -1)  # noqa: E731
-    monkeypatch.setattr(algorithm, "action_values", q)
-    algorithm.left, obs = 0.0, batch(4096)[0]
-    with torch.no_grad():
-        policy.actor_mean[-1].bias.fill_(0.5), algorithm.learner[-1].bias.fill_(9.0)
-        values = algorithm.slow_value(obs)
-        torch.testing.assert_close(values.mean(), policy.actor_mean(obs).sum(1).mean(), rtol=0, atol=0.01)
-    assert 0 < (values - policy.actor_mean(obs).sum(1)).std() < 0.1  # noise, a hundredth
-
-
-@pytest.mark.parametrize(("steps", "acting"), [(1, 1.0), (2, 1.9), (3, 1.9 + 0.9 / 1.1 * 1.1)])
-def test_who_acts_is_an_average_that_forgets_how_it_began(monkeypatch, steps, acting):
-    """Polynomial decay: 9 / (8 + t) of the way. The learner goes up by 1 each time, before every second rollout."""
-    algorithm, policy, _ = with_policy()
-    algorithm.clone_rounds, algorithm.watch_rounds, algorithm.clone_steps = 2, 1, 1
-    parameters = list(policy.actor_mean.parameters())
-
-    def learn(learn):
-        with torch.no_grad():
-            for p in algorithm.learner.parameters():
-                p += float(learn)
-
-    monkeypatch.setattr(algorithm, "fit_q", learn)
-    for i in range(2 + 2 * steps):
-        algorithm.update(*batch(64), torch.zeros(64))
-        algorithm.calls += 4
-        if i == 2:
-            before = [p.clone() for p in algorithm.learner.parameters()]
-    for p, old in zip(parameters, before):
-        torch.testing.assert_close(p.detach(), old + acting)
-
-
-def test_rollouts_are_of_all_kinds_then_the_clones_then_it_learns(monkeypatch):
-    """PPO must not move any of them: it is paid nothing from beginning to end."""
-    algorithm, policy, demos = with_policy()
-    algorithm.clone_steps, logstds, strengths, q = 2, [], [], []
-    monkeypatch.setattr(algorithm, "fit_q", lambda learn: q.append((algorithm.round, learn)))
-    rollout = batch(64)
-    first = algorithm.clone_rounds + algorithm.watch_rounds
-    for _ in range(first + 10):
-        assert (algorithm.compute_reward(*rollout) == 0).all()
-        for _ in range(5):
-            algorithm.update(*rollout, torch.zeros(64))
-        logstds.append(policy.actor_logstd.mean().item())
-        with torch.no_grad():
-            acts, clones = policy.actor_mean(demos["obs"]), algorithm.first(demos["obs"])
-        strengths.append((acts * clones).mean().item() / clones.square().mean().item() if clones.any() else 0.0)
-    assert logstds[: algorithm.clone_rounds] == [0.0, -1.0, 0.0] + [-3.0, -2.0, -1.0, 0.0] * 4 + [-3.0]
-    expected = [0.0] + [1.0] * 6 + [0.5] * 4 + [0.25] * 4 + [2.0**-10] * 4 + [1.0] * 21
-    assert strengths == pytest.approx(expected, abs=1e-3)
-    assert set(logstds[algorithm.clone_rounds : first]) == {-4.0}
-    assert logstds[first:] == [-3.0, -4.0] * 5
-    assert q == [(i, False) for i in range(2, first + 1)] + [(i, True) for i in range(first + 1, first + 11, 2)]
-
-
-@pytest.mark.parametrize(("score", "times"), [(-1.0, 1), (0.8, 1), (0.95, 2), (0.99, 10), (1.0, 100), (1.2, 100)])
-def test_a_clone_as_good_as_the_expert_is_kept(monkeypatch, score, times):
-    """Whoever lacks a tenth of the expert's score, or more, learns at full speed. Once, by its watch."""
-    algorithm, _, _ = with_policy()
-    algorithm.clone_rounds, algorithm.watch_rounds, algorithm.clone_steps = 2, 2, 2
-    monkeypatch.setattr(algorithm, "q_rounds", 0)
-    monkeypatch.setattr(algorithm, "critic_step", lambda: {})
-    net = algorithm.reward_net
-    marked = [x + 100 * (k == 0) for k, x in enumerate(batch(64))]  # the watched rollouts' observations
-    monkeypatch.setattr(net, "score", lambda obs, acts, next_obs, zero: torch.where(obs[:, 0] > 50, score, -9.0))
-    for i in range(8):
-        algorithm.update(*(marked if i in (3, 4) else batch(64)), torch.zeros(64))
-        algorithm.calls += 4
-        assert algorithm.worth == pytest.approx(times if i >= 4 else 1, rel=1e-4), i
-        if i:
-            slow, fast = (x.param_groups[0]["lr"] for x in (algorithm.optimizer, algorithm.q_optimizer))
-            assert slow == pytest.approx(fast / algorithm.worth)
-
-
-def test_the_better_the_clone_the_more_it_costs_to_leave_it(monkeypatch):
-    algorithm, _, _ = with_policy()
-    algorithm.remember(*batch(256), torch.zeros(256, dtype=torch.bool))
-    algorithm.ask_clones()
+def test_a_better_bc_policy_holds_the_actor_more(monkeypatch):
+    improvement, _ = improvement_with_two_places()
+    improvement.q_weight = torch.zeros_like
+    irl.scale_actions(improvement.actor, 0.5)
     losses = []
-    monkeypatch.setattr(algorithm, "heard", torch.zeros_like)
-    monkeypatch.setattr(irl, "descend", lambda optimizer, loss: losses.append(loss))
-    for algorithm.worth in (1.0, 100.0):
+    monkeypatch.setattr(irl, "gradient_step", lambda optimizer, loss: losses.append(loss.item()))
+    for improvement.bc_scale in (1.0, 100.0):
         torch.manual_seed(0)
-        algorithm.follow(torch.arange(512, 768))
+        improvement.actor_step(torch.arange(1024, 1536))
     assert losses[0] > 0
-    torch.testing.assert_close(losses[1], 100 * losses[0])
+    assert losses[1] == pytest.approx(100 * losses[0])
 
 
-def test_what_beginners_do_is_not_forgotten():
-    """The first rollouts are two eighths of what the critic sees of the past, however many there have been since."""
-    _, algorithm, _ = make()
-    for i in range(100):  # 2 marks a first one, 0 the last five
-        mark = 2.0 if i <= algorithm.clone_rounds else 0.0 if i >= 95 else 1.0
-        rollout = [torch.full((64, n), mark) for n in (OBS_DIM, ACTION_DIM, OBS_DIM)]
-        algorithm.remember(*rollout, torch.zeros(64, dtype=torch.bool))
-    seen = torch.cat([algorithm.memory[0][algorithm.policy_rows(512), 0] for _ in range(40)])
-    shares = [(seen == mark).float().mean().item() for mark in (0, 1, 2)]
-    assert shares == pytest.approx([0.5 + 0.375 * 0.05, 0.375 * 0.74, 0.125 + 0.375 * 0.21], abs=0.02)
+@pytest.mark.parametrize(
+    ("score", "scale"), [(-1.0, 1), (0.8, 1), (0.95, 2), (0.99, 10), (1.0, 100), (1.2, 100)]
+)
+def test_bc_scale_is_the_inverse_of_what_the_bc_policy_lacks(score, scale):
+    """It reads the rollouts of the BC policy's evaluation, the newest ones, and no others."""
+    algorithm, _, _ = with_policy(bc_eval_rounds=2)
+    for mark in (0.0, 100.0, 100.0):
+        obs, acts, next_obs = batch(64)
+        algorithm.replay.add(obs + mark, acts, next_obs, torch.zeros(64, dtype=torch.bool))
+    net = algorithm.reward_net
+    net.normalized_score = lambda obs, *rest: torch.where(obs[:, 0] > 50, score, -9.0)
+    assert algorithm.improvement.estimate_bc_scale() == pytest.approx(scale, rel=1e-4)
 
 
-def test_a_reward_of_zero_does_not_move_the_policy():
-    """What holding the clone rests on: the loop's PPO has no gradient then. Not just a small one."""
+def test_targets_use_the_averaged_actor_and_not_the_learner():
+    """Q is the sum of the actions here, so a learner far away would raise every target."""
     algorithm, policy, _ = with_policy()
-    before = [p.clone() for p in policy.parameters()]
+    improvement = algorithm.improvement
+    improvement.q_values = lambda networks, obs, acts: acts.sum(1).expand(2, -1)
+    improvement.lr_fraction = 0.0  # the least smoothing noise
+    obs = batch(4096)[0]
+    with torch.no_grad():
+        policy.actor_mean[-1].bias.fill_(0.5)
+        improvement.actor[-1].bias.fill_(9.0)
+        values = improvement.target_value(obs)
+        expected = policy.actor_mean(obs).sum(1)
+    torch.testing.assert_close(values.mean(), expected.mean(), rtol=0, atol=0.01)
+    assert 0 < (values - expected).std() < 0.1
+
+
+def test_the_policy_that_acts_is_a_polynomial_decay_average_of_the_actor():
+    """tau is 9 / (8 + t): the actor goes up by 1 before each, the average is 1, 1.9, ..."""
+    algorithm, policy, _ = with_policy(bc_rounds=2, bc_eval_rounds=1, bc_steps=2)
+    improvement = algorithm.improvement
+
+    def fit_q(with_actor):
+        with torch.no_grad():
+            for p in improvement.actor.parameters():
+                p += float(with_actor)
+
+    improvement.fit_q = fit_q
+    averages = []
+    for round_ in range(8):
+        algorithm.start_round(*batch(64), torch.zeros(64, dtype=torch.bool))
+        if round_ == 2:
+            start = parameters_of(policy.actor_mean)
+        if round_ > 2 and round_ % 2:
+            averages.append((parameters_of(policy.actor_mean) - start).mean().item())
+    assert averages == pytest.approx([1.0, 1.9, 1.9 + 9 / 11 * 1.1], abs=1e-4)
+
+
+def test_ppo_never_moves_the_policy_while_it_is_paid_nothing():
+    """The gradient is exactly 0, not merely small."""
+    algorithm, policy, _ = with_policy()
+    assert (algorithm.compute_reward(*batch(64)) == 0).all()
+    before = parameters_of(policy)
     args = irl.Args()
     obs = torch.randn(args.num_steps, args.num_envs, OBS_DIM)
     with torch.no_grad():
@@ -481,57 +510,55 @@ def test_a_reward_of_zero_does_not_move_the_policy():
     acts, logprobs, _, values = (x.unflatten(0, obs.shape[:2]) for x in flat)
     ended = torch.zeros(obs.shape[:2], dtype=torch.bool)
     ended[99::100] = True
-    rollout = SimpleNamespace(obs=obs, acts=acts, logprobs=logprobs, values=values, next_values=values,
-                              terminated=ended, ended=ended)  # fmt: skip
-    irl.update_policy(policy, algorithm.ppo_optimizer, rollout, torch.zeros(ended.shape), args)
-    for p, old in zip(policy.parameters(), before):
-        assert torch.equal(p, old)
+    rewards = torch.zeros(ended.shape)
+    rollout = irl.Rollout(obs, acts, obs, logprobs, values, values, rewards, ended, ended)
+    irl.update_policy(policy, algorithm.improvement.ppo_optimizer, rollout, rewards, args)
+    assert torch.equal(parameters_of(policy), before)
 
 
-# ---------------------------------------------------------------------------------------------------------- contract
-
-
-def test_region_uses_only_the_header_and_imports_nothing():
+# ------------------------------------------------------------------------------------ the contract
+def test_the_region_uses_only_the_header_and_imports_nothing():
     tree = ast.parse(region())
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    stored |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    stored |= {arg.arg for node in ast.walk(tree) if isinstance(node, ast.arguments)
-               for arg in [*node.args, *node.kwonlyargs, *filter(None, [node.vararg, node.kwarg])]}  # fmt: skip
+    nodes = list(ast.walk(tree))
+    assert not [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    defined = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    defined |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     loaded = {node.id for node in names if isinstance(node.ctx, ast.Load)}
-    assert loaded - stored - set(HEADER) - set(dir(builtins)) == set()
+    assert loaded - defined - set(HEADER) - set(dir(builtins)) == set()
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("dones", ["terminations", "with time limits", "column"])
-def test_region_runs_alone_in_another_loop(shuffled, dones):
-    """Nothing but the header's names, one environment, transitions in any order, dones of any kind."""
-    namespace = {"__name__": "elsewhere", **HEADER}
-    exec(compile(region(), "region", "exec"), namespace)
-    net, algorithm, _ = make(namespace["RewardNetwork"], namespace["IRLAlgorithm"])
-    algorithm.clone_steps = 100  # the same code, sooner
-    if hasattr(algorithm, "set_policy"):
-        policy = irl.Policy(OBS_DIM, ACTION_DIM)
-        algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
+def test_the_region_runs_alone_in_another_loop(shuffled, dones):
+    """Nothing but the header's names, one environment, transitions in any order, any dones."""
+    elsewhere = region_namespace()
+    classes = (elsewhere["RewardNetwork"], elsewhere["IRLAlgorithm"])
+    net, algorithm, _ = make(*classes, bc_steps=50, target_refreshes=5)
+    policy = irl.Policy(OBS_DIM, ACTION_DIM)
+    algorithm.set_policy(policy, optim.Adam(policy.parameters(), lr=3e-4, eps=1e-5))
     for round_ in range(3):
-        obs, acts, next_obs = batch(2048, seed=round_)
-        ended = torch.zeros(2048)
+        obs, acts, next_obs = batch(1024, seed=round_)
+        ended = torch.zeros(1024)
         ended[99::100] = 1
         if dones == "with time limits":
             ended[1000] = 1
-        order = torch.randperm(2048) if shuffled else torch.arange(2048)
+        order = torch.randperm(1024) if shuffled else torch.arange(1024)
         obs, acts, next_obs, ended = (x[order] for x in (obs, acts, next_obs, ended))
         reward = algorithm.compute_reward(obs, acts, next_obs)
-        assert reward.shape == (2048,) and reward.isfinite().all() and not reward.requires_grad
+        assert reward.shape == (1024,)
+        assert reward.isfinite().all()
+        assert not reward.requires_grad
         for _ in range(5):
-            report = algorithm.update(obs, acts, next_obs, ended[:, None] if dones == "column" else ended)
-            assert all(np.isfinite(float(value)) for value in report.values())
-    assert net(obs, acts, next_obs).shape == (2048,)
+            given = ended[:, None] if dones == "column" else ended
+            stats = algorithm.update(obs, acts, next_obs, given)
+            assert all(np.isfinite(float(value)) for value in stats.values())
+    assert net(obs, acts, next_obs).shape == (1024,)
 
 
 @pytest.mark.parametrize("dims", [(17, 6), (11, 3)])
-def test_reward_network_is_within_the_cap(dims):
+def test_the_reward_network_is_within_the_cap(dims):
     irl.check_size(irl.RewardNetwork(*dims), *dims)
 
 
@@ -552,7 +579,7 @@ def test_the_cap_is_the_contracts_and_names_the_class():
         (torch.zeros(8, 1), r"Faulty.compute_reward: returned shape \(8, 1\); expected \(8,\)"),
         (torch.zeros(7), r"Faulty.compute_reward: returned shape \(7,\); expected \(8,\)"),
         (None, r"Faulty.compute_reward: returned shape \(\)"),
-        (torch.tensor([0.0] * 6 + [torch.nan, torch.inf]), r"Faulty.compute_reward: returned 2 values of 8"),
+        (torch.tensor([0.0] * 6 + [torch.nan, torch.inf]), r"returned 2 values of 8"),
     ],
 )
 def test_a_faulty_reward_is_named(reward, message):
@@ -560,5 +587,7 @@ def test_a_faulty_reward_is_named(reward, message):
         def compute_reward(self, obs, acts, next_obs):
             return reward
 
+    columns = [x.view(4, 2, -1) for x in batch(8)]
+    rollout = irl.Rollout(*columns, *torch.zeros(6, 4, 2))
     with pytest.raises(irl.UserError, match=message):
-        irl.learned_rewards(Faulty(), batch(8))
+        irl.learned_rewards(Faulty(), rollout)

@@ -1,0 +1,101 @@
+"""Is the reward real?  Examines the reward a run ended with, beside controls.
+
+    python -m benchmark.diagnose results/custom/Hopper-v4/seed42 --fast    # about a minute
+    python -m benchmark.diagnose results/custom/Hopper-v4/seed42           # also trains policies
+    python -m benchmark.diagnose results/*/Hopper-v4/seed42 --fast --table rewards.md
+    python -m benchmark.diagnose results/*/Hopper-v4/seed42 --table rewards.md --table-only
+
+Each examination is a module with TITLE and `examine(subject, rng)`, which returns a table. Failure
+labels compare the learned reward with controls. Written into RUN_DIR: diagnosis.json, diagnosis.md
+and a figure for each table. The environment's true reward is used, for evaluation alone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+import custom_irl as irl
+from benchmark.diagnose import (
+    ambiguity,
+    counterfactuals,
+    distance,
+    outputs,
+    perturbed,
+    ranking,
+    retraining,
+    steps,
+)
+from benchmark.diagnose.labels import judge
+from benchmark.diagnose.subject import NotApplicable, Subject, load_subject
+from benchmark.runs import command_line
+
+EXAMINATIONS = (steps, ranking, distance, counterfactuals, ambiguity, perturbed, retraining)
+
+
+@dataclass(frozen=True)
+class Config:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """folders of finished runs"""
+    table: Path | None = None
+    """file for a table with a row a run; in one with marks of a block "rewards", between these"""
+    table_only: bool = False
+    """examine nothing: tabulate what earlier examinations left in the folders"""
+    seed: int = 0
+    """seed of the examination"""
+    fast: bool = False
+    """train no fresh policies; finished runs on this reward are read all the same"""
+    retrain_steps: int = 200_000
+    """environment steps of each fresh policy"""
+    jobs: int = os.cpu_count() or 1
+    """fresh policies trained at once"""
+
+
+def diagnose(subject: Subject) -> dict:
+    """Examines a run, writes what was found into its folder, and returns it."""
+    titles = {}
+    tables = {}
+    bar = tqdm(EXAMINATIONS, desc=f"examining {subject.folder}", disable=None)
+    for number, examination in enumerate(bar):
+        name = examination.__name__.rpartition(".")[2]
+        titles[name] = examination.TITLE
+        try:
+            tables[name] = examination.examine(
+                subject, np.random.default_rng([subject.seed, number])
+            )
+        except NotApplicable as reason:
+            tables[name] = reason
+    return outputs.write(subject, titles, tables, judge(subject, tables))
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    torch.set_num_threads(1)
+    if not config.runs:
+        raise irl.UserError("expected the folder of a finished run")
+    if config.table_only:
+        if config.table is None:
+            raise irl.UserError("--table-only: expected --table FILE too")
+        found = [outputs.read_diagnosis(folder) for folder in config.runs]
+    else:
+        retrain_steps = 0 if config.fast else config.retrain_steps
+        subjects = [load_subject(f, config.seed, retrain_steps, config.jobs) for f in config.runs]
+        found = []
+        for subject in subjects:
+            found.append(diagnose(subject))
+            print(f"{subject.folder}: {found[-1]['verdict']}")
+            for label in found[-1]["labels"]:
+                if label["applies"]:
+                    print(f"  {label['name']}: {label['definition']} {label['evidence']}")
+    if config.table is not None:
+        outputs.write_table(config.table, outputs.overview(found))
+
+
+if __name__ == "__main__":
+    command_line(main)

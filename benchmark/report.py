@@ -1,0 +1,243 @@
+"""Writes the tables and figures of the runs below results/.
+
+    python -m benchmark.report              # summary.csv, summary.md, curves-ENV.png, returns.png
+    python -m benchmark.report --publish    # also the benchmark's own runs into benchmark/data/
+    python -m benchmark.report --blocks     # only README's tables again, from benchmark/data/
+
+Every number comes from a result.json that a run wrote, or from the committed rows of such files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import tyro
+
+import custom_irl as irl
+from benchmark import runs, tables
+
+matplotlib.use("Agg")  # no screen is needed
+import matplotlib.pyplot as plt
+
+OURS, OTHERS = "#d1242f", "#8c959f"
+PANEL_TITLES = {
+    "dense": "50 episodes, every transition",
+    "scarce": "20 episodes, every 20th transition",
+    "tiny": "4 episodes, every 20th transition",
+    "one": "1 episode, every 20th transition",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    results: Path = runs.RESULTS
+    """folder with the runs"""
+    publish: bool = False
+    """merge full runs of committed code into benchmark/data/results.csv; write figure and blocks"""
+    blocks: bool = False
+    """write nothing but the published tables and figure again, from benchmark/data/results.csv"""
+
+
+# ----------------------------------------------------------------------------------------- figures
+def save(figure: plt.Figure, path: Path) -> None:
+    with irl.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+
+
+def color_of(name: str) -> str:
+    return OURS if tables.is_ours(name) else OTHERS
+
+
+def draw_returns(frame: pd.DataFrame, path: Path) -> None:
+    """Normalised final returns: a line of dots for each row, one dot per seed, a bar at the mean.
+
+    One column per environment, one row of plots per panel. Rows are sorted by mean.
+    """
+    frame = frame[frame["normalized_return"].notna() & ~frame["method"].isin(tables.CONTROLS)]
+    panels = [panel for panel in runs.PANELS.values() if panel in set(frame["panel"])]
+    panels = [panel for panel in panels if len(tables.of_panel(frame, panel))]
+    envs = [env for env in runs.ENVS if env in set(frame["env"])]
+    if not panels or not envs:
+        return
+    size = {"figsize": (3.1 * len(envs) + 1.6, 2.2 * len(panels) + 0.4), "squeeze": False}
+    figure, axes = plt.subplots(len(panels), len(envs), sharex=True, layout="constrained", **size)
+    for ax, env in zip(axes[0], envs):
+        ax.set_title(env, fontsize=11)
+    for row, panel in zip(axes, panels):
+        of_panel = tables.named(tables.of_panel(frame, panel))
+        names = tables.best_names(of_panel)[::-1]
+        for ax, env in zip(row, envs):
+            draw_dots(ax, of_panel[of_panel["env"] == env], names)
+            ax.set_yticks(range(len(names)), names if ax is row[0] else [""] * len(names))
+            for label, name in zip(ax.get_yticklabels(), names):
+                label.set_color(color_of(name) if tables.is_ours(name) else "#57606a")
+        row[0].set_ylabel(panel, fontsize=11)
+    for ax in axes[-1]:
+        ax.set_xlabel("normalised return")
+    save(figure, path)
+
+
+def draw_dots(ax: plt.Axes, frame: pd.DataFrame, names: list[str]) -> None:
+    for y, name in enumerate(names):
+        scores = frame.loc[frame["name"] == name, "normalized_return"]
+        if scores.empty:
+            continue
+        ax.plot(scores, [y] * len(scores), "o", color=color_of(name), markersize=4, alpha=0.8)
+        ax.plot([scores.mean()] * 2, [y - 0.3, y + 0.3], color=color_of(name), linewidth=2.5)
+    ax.axvline(1, color="#1f2328", linewidth=0.8, linestyle="--")
+    ax.axvline(0, color="#d0d7de", linewidth=0.8)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0, labelsize=9)
+
+
+def draw_curves(frame: pd.DataFrame, folder: Path) -> None:
+    """curves-ENV.png: true return of training episodes, a thick line for a mean, thin for seeds."""
+    curves = tables.read_curves(frame)
+    for env, of_env in tables.named(curves).groupby("env"):
+        names = tables.best_names(frame[frame["env"] == env])
+        figure, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+        for i, name in enumerate(names):
+            group = of_env[of_env["name"] == name]
+            if group.empty:
+                continue
+            draw_curve(ax, group, name, i / max(1, len(names) - 1))
+        if card := tables.project_card(env):
+            expert = card["expert"]["demos"]["return_mean"]
+            ax.axhline(expert, color="#1f2328", linestyle="--", linewidth=1, label="expert")
+        title = f"{env}: training episodes, with exploration noise"
+        ax.set(title=title, xlabel="environment steps", ylabel="true return")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:g}k")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        save(figure, folder / f"curves-{env}.png")
+
+
+def draw_curve(ax: plt.Axes, group: pd.DataFrame, name: str, place: float) -> None:
+    """`place`: 0 for the best row, 1 for the worst; it sets the shade of grey."""
+    color = OURS if tables.is_ours(name) else str(0.35 + 0.4 * place)
+    seeds = [one.set_index("steps")["true_return"] for _, one in group.groupby("seed")]
+    for seed in seeds:
+        ax.plot(seed.index, seed, color=color, alpha=0.3, linewidth=0.8)
+    mean = tables.mean_curve(seeds)
+    ax.plot(mean.index, mean, color=color, linewidth=2, label=name)
+
+
+# -------------------------------------------------------------------------------------------- text
+def summary(frame: pd.DataFrame) -> str:
+    text = (
+        "# Results\n\nEvaluation return of the final policy in 10 deterministic episodes: mean ±"
+        " sample standard deviation over seeds, in brackets normalised (0: random policy, 1:"
+        " expert) where the demonstrations have a card.\n\n"
+    )
+    if frame["labels"].str.contains("quick").any():
+        text += "Rows ending in -quick are a short look, not results.\n\n"
+    text += tables.headline_table(frame) + tables.aggregate_table(frame)
+    text += "\n### Every seed\n\n" + tables.seeds_table(frame)
+    if set(frame["env"]) & set(runs.ENVS):
+        text += "\n## Published numbers, from other demonstrations\n\n"
+        text += "Not comparable with the rows above: their demonstrations are not public.\n\n"
+        text += tables.leaderboard_table()
+    return text
+
+
+def panels_block(published: pd.DataFrame) -> str:
+    text = ""
+    for panel, title in PANEL_TITLES.items():
+        if len(frame := tables.of_panel(published, panel)):
+            text += f"**{panel}: {title}**\n\n"
+            text += f"{tables.headline_table(frame)}{tables.aggregate_table(frame)}\n"
+    frame = published[~published["method"].isin(tables.CONTROLS)]
+    cores = ", ".join(f"{n} on an {cpu}" for cpu, n in frame["cpu"].value_counts().items())
+    return text + (
+        f"{len(frame)} runs of {frame['steps'].max():,} steps unless their name says otherwise"
+        f" (imitation's behavioural cloning takes none), one core each: {cores};"
+        f" MuJoCo {frame['mujoco'].mode()[0]}.\n"
+    )
+
+
+def blocks() -> dict[tuple[Path, str], str]:
+    """The generated blocks of the documents, by file and name, from the committed files alone."""
+    published = tables.read_published()
+    own = published[~published["method"].isin(tables.CONTROLS)]
+    return {
+        (irl.ROOT / "README.md", "results"): tables.readme_table(published),
+        (irl.ROOT / "benchmark" / "README.md", "panels"): panels_block(published),
+        (irl.ROOT / "benchmark" / "README.md", "seeds"): tables.seeds_table(own),
+        (irl.ROOT / "demos" / "README.md", "cards"): tables.cards_table(),
+    }
+
+
+def write_blocks() -> None:
+    for (path, name), text in blocks().items():
+        tables.write_block(path, name, text)
+    draw_returns(tables.read_published(), runs.PUBLISHED / "returns.png")
+
+
+# ----------------------------------------------------------------------------------------- publish
+def control_rows() -> pd.DataFrame:
+    """The expert's and the random policy's returns, from the cards of the demonstrations."""
+    rows = []
+    for env in runs.ENVS:
+        card = tables.project_card(env)
+        for method, which in (("expert", card["expert"]["demos"]), ("random", card["random"])):
+            rows.append({
+                "method": method, "variant": "full", "panel": "dense", "labels": "", "env": env,
+                "seed": 0, "steps": 0, "eval_return_mean": which["return_mean"],
+                "eval_return_std": which["return_std"],
+                "normalized_return": irl.normalized(which["return_mean"], card),
+                "date": card["date"], "mujoco": card["versions"]["mujoco"],
+            })  # fmt: skip
+    return pd.DataFrame(rows, columns=tables.COLUMNS)
+
+
+def official(frame: pd.DataFrame) -> pd.DataFrame:
+    """The benchmark's own runs: full budget, committed code, no label of another kind.
+
+    Trainers of other libraries, which are slower, may have a smaller budget; their rows say so.
+    """
+    own = {"reward-only", *runs.PANELS.values()}
+    plain = frame["labels"].map(lambda labels: set(labels.split()) <= own)
+    theirs = frame["method"].str.startswith(("imitation-", "sb3-"))
+    quick = frame["labels"].str.contains("quick")
+    ablation = frame["method"].str.startswith("ablation-")
+    benchmark = frame["env"].isin(runs.ENVS)
+    return frame[(plain | theirs) & ~quick & ~ablation & benchmark & frame["git_clean"]]
+
+
+def publish(frame: pd.DataFrame) -> None:
+    fresh = official(frame)
+    if fresh.empty:
+        expected = "expected full runs of a committed, clean tree"
+        raise irl.UserError(f"results: no run to publish; {expected}")
+    both = pd.concat([fresh[tables.COLUMNS], control_rows()])
+    tables.merge_published(runs.PUBLISHED / "results.csv", both)
+    write_blocks()
+
+
+def main(config: Config | None = None) -> None:
+    config = config or Config()
+    if config.blocks:
+        write_blocks()
+        return
+    frame = tables.read_runs(config.results)
+    if frame.empty:
+        expected = "expected at least one finished run"
+        raise irl.UserError(f"{config.results}: no result.json below it; {expected}")
+    with irl.replacing(config.results / "summary.csv") as temporary:
+        frame.drop(columns="folder").to_csv(temporary, index=False)
+    text = summary(frame)
+    irl.write_text(config.results / "summary.md", text)
+    draw_curves(frame, config.results)
+    draw_returns(frame, config.results / "returns.png")
+    if config.publish:
+        publish(frame)
+    print(text)
+    print(f"written to {config.results}: summary.md, summary.csv and figures")
+
+
+if __name__ == "__main__":
+    runs.command_line(lambda: main(tyro.cli(Config, description=__doc__)))

@@ -1,0 +1,222 @@
+"""Runs a method as the launcher does: like custom_irl.py, but resumable.
+
+    python -m benchmark.resume custom --env Hopper-v4 --out results/custom/Hopper-v4/seed1
+    python -m benchmark.resume frozen RUN_DIR --env Hopper-v4 --seed 2
+
+The first words are a method of runs.py, or `frozen` and the folder of a finished run; flags go to
+custom_irl.py. SIGINT and SIGTERM end the round and write a checkpoint; the same command continues
+from it with the same numbers, bit for bit on one machine.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import custom_irl as irl
+from benchmark import runs
+
+CHECKPOINT = "training.pt"  # in the run's folder, while it is not finished
+CHECKPOINT_SECONDS = 60  # between two of them, or more
+CHECKPOINT_SHARE = 0.01  # of a run's time that checkpoints may take
+QUICK = {"bc_steps": 300, "target_refreshes": 0}  # hyperparameters of --quick
+
+
+class ReplayableVectorEnv(irl.VectorEnv):
+    """A VectorEnv that keeps, for each copy, its generator at the last reset and the actions since.
+
+    Replaying these restores what environments do not expose as well: MuJoCo's `qacc_warmstart`, the
+    time limit's counter.
+    """
+
+    def __init__(self, args: irl.Args):
+        self.history: list[tuple[dict, list[np.ndarray]]] = [({}, []) for _ in range(args.num_envs)]
+        super().__init__(args)
+
+    def reset(self, i: int) -> None:
+        generator = self.envs[i].unwrapped.np_random.bit_generator.state
+        self.history[i] = (generator, [])
+        super().reset(i)
+
+    def step(self, actions: np.ndarray):
+        clipped = np.clip(actions, self.action_space.low, self.action_space.high)
+        for (_, past), action in zip(self.history, clipped):
+            past.append(action)  # before the step: a reset within it starts a new list
+        return super().step(actions)
+
+    def restore(self, history: list[tuple[dict, list[np.ndarray]]]) -> None:
+        """Brings every copy to the state that another one's `history` describes."""
+        for i, (generator, actions) in enumerate(history):
+            self.envs[i].unwrapped.np_random.bit_generator.state = generator
+            self.reset(i)
+            for action in actions:
+                self.obs[i] = self.envs[i].step(action)[0]
+            self.history[i][1].extend(actions)
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+def save_checkpoint(path: Path, training: irl.Training, envs: ReplayableVectorEnv) -> None:
+    """One pickle, so that objects which method and loop share stay shared."""
+    generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    irl.save_torch(path, (training, envs.history, generators))
+
+
+def load_checkpoint(path: Path, envs: ReplayableVectorEnv) -> irl.Training:
+    """What `save_checkpoint` wrote; environments and generators are brought to that state."""
+    try:
+        # A pickle, and safe to read: origin.json beside it is of the same code and configuration.
+        training, history, generators = torch.load(path, weights_only=False)
+    except Exception as error:
+        remove = "remove it to start this run again"
+        raise irl.UserError(f"{path}: cannot be resumed from ({error!r}); {remove}") from None
+    envs.restore(history)
+    random.setstate(generators[0])
+    np.random.set_state(generators[1])
+    torch.set_rng_state(generators[2])
+    return training
+
+
+def shorten(algorithm_cls: type) -> None:
+    """Fewer gradient steps of behaviour cloning and none of Q, for --quick. result.json says so."""
+    if hasattr(algorithm_cls, "hyperparameters"):
+        full = algorithm_cls.hyperparameters
+        fewer = {name: min(n, getattr(full, name)) for name, n in QUICK.items()}
+        algorithm_cls.hyperparameters = replace(full, **fewer)
+
+
+class Stopped(Exception):
+    """A signal stopped the run after a checkpoint."""
+
+
+class AfterRound:
+    """The launcher's part of a round: metrics.csv, checkpoints, signals."""
+
+    def __init__(self, folder: Path, envs: ReplayableVectorEnv, signals: list[int]):
+        self.folder = folder
+        self.envs = envs
+        self.signals = signals
+        self.last = time.monotonic()
+        self.cost = 0.0  # seconds of the last checkpoint
+
+    def __call__(self, training: irl.Training) -> None:
+        with training.timed("logging"):
+            irl.write_metrics(self.folder / "metrics.csv", training.rows)
+            waited = time.monotonic() - self.last
+            if waited > max(CHECKPOINT_SECONDS, self.cost / CHECKPOINT_SHARE):
+                self.checkpoint(training)
+        if self.signals:
+            self.checkpoint(training)
+            raise Stopped
+
+    def checkpoint(self, training: irl.Training) -> None:
+        start = time.monotonic()
+        save_checkpoint(self.folder / CHECKPOINT, training, self.envs)
+        self.last = time.monotonic()
+        self.cost = self.last - start
+
+
+def note_signals() -> list[int]:
+    """SIGINT and SIGTERM join the list returned; a second one interrupts at once."""
+    received = []
+
+    def note(signum, frame):
+        received.append(signum)
+        signal.signal(signum, signal.default_int_handler)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, note)
+    return received
+
+
+def interrupt_at_once() -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
+
+
+# --------------------------------------------------------------------------------------------- runs
+def run(
+    reward_cls: type,
+    algorithm_cls: type,
+    args: irl.Args,
+    method: str,
+    quick: bool = False,
+    signals: list[int] | None = None,
+    frozen_reward: Path | None = None,
+) -> dict | None:
+    """As custom_irl.run, resumable, in the folder `args.out`; None if a signal stopped it.
+
+    A finished run of the same identity is read and not repeated. `frozen_reward` is the folder of
+    the run whose reward the classes hold, if they do.
+
+    Raises:
+        UserError: as custom_irl.run, and for a folder with another run in it.
+    """
+    signals = [] if signals is None else signals
+    method = "oracle" if args.true_reward else method
+    torch.set_num_threads(1)
+    irl.seed_everything(args.seed)
+    demos, card = irl.prepare_demos(args, algorithm_cls)
+    envs = ReplayableVectorEnv(args)
+    identity = runs.identity_of(args, method, (reward_cls, algorithm_cls), frozen_reward)
+    result = runs.open_folder(args.out, identity, quick, args.overwrite)
+    if result is not None:
+        return result
+    unfinished = args.out / CHECKPOINT
+    if unfinished.exists():
+        training = load_checkpoint(unfinished, envs)
+    else:
+        training = irl.start_training(reward_cls, algorithm_cls, args, envs, demos)
+    keep = AfterRound(args.out, envs, signals)
+    try:
+        irl.train(training, envs, args, f"{method} {args.env} seed {args.seed}", keep)
+    except Stopped:
+        return None
+    interrupt_at_once()
+    try:
+        result = irl.save_run(args.out, training, args, method, demos, card)
+    except KeyboardInterrupt:
+        keep.checkpoint(training)
+        return None
+    unfinished.unlink(missing_ok=True)
+    return result
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if not words:
+        raise irl.UserError(f"expected a method: frozen RUN_DIR, {', '.join(runs.METHODS)}")
+    quick = "--quick" in words
+    words = [word for word in words if word != "--quick"]
+    frozen_reward = None
+    if words[0] == "frozen":
+        from baselines.frozen import frozen
+
+        if len(words) < 2:
+            raise irl.UserError("frozen: expected the folder of a finished run")
+        frozen_reward = Path(words[1])
+        reward_cls, algorithm_cls, method = frozen(frozen_reward)
+        flags = words[2:]
+    else:
+        method, flags = words[0], words[1:]
+        reward_cls, algorithm_cls = runs.method_named(method).classes()
+    args = irl.parse_args(flags)
+    if quick:
+        shorten(algorithm_cls)
+    if args.out is None:
+        raise irl.UserError("--out: expected the folder of the run")
+    result = run(reward_cls, algorithm_cls, args, method, quick, note_signals(), frozen_reward)
+    if result is None:
+        print("stopped; the same command continues from the checkpoint", file=sys.stderr)
+        sys.exit(130)
+    irl.print_result(result, args.out)
+
+
+if __name__ == "__main__":
+    runs.command_line(main)

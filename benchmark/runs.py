@@ -1,0 +1,250 @@
+"""Which run is it, which folder is its own, is it done, where does it come from.
+
+Names what custom_irl.py computes: methods, panels, labels, folders and origin.json. It imports
+nothing of ours but custom_irl.py; the modules of the methods are imported when one is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+import custom_irl as irl
+from demos.formats import DemoError
+
+RESULTS = irl.ROOT / "results"
+PUBLISHED = irl.ROOT / "benchmark" / "data"
+ENVS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
+SEEDS = (42, 123, 456)
+PANELS = {(50, 1): "dense", (20, 20): "scarce", (4, 20): "tiny", (1, 20): "one"}
+QUICK_TIMESTEPS = 40_960
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method under the contract: the module and the names of its two classes."""
+
+    module: str
+    reward: str
+    algorithm: str
+
+    def classes(self) -> tuple[type, type]:
+        module = importlib.import_module(self.module)
+        return getattr(module, self.reward), getattr(module, self.algorithm)
+
+
+METHODS = {
+    "custom": Method("custom_irl", "RewardNetwork", "IRLAlgorithm"),
+    "gail": Method("baselines.gail", "GAILDiscriminator", "GAIL"),
+    "airl": Method("baselines.airl", "AIRLReward", "AIRL"),
+    "bc": Method("baselines.bc", "NoReward", "BC"),
+    "constant": Method("baselines.constant", "ConstantReward", "Constant"),
+    "untrained": Method("baselines.untrained", "AIRLReward", "Untrained"),
+}
+PEERS = ("bc", "gail", "airl")  # of imitation: baselines/imitation_peers.py
+
+
+def method_named(name: str) -> Method:
+    """A method under the contract, ablations included; UserError for another name."""
+    if name.startswith("ablation-"):
+        ablation = importlib.import_module("benchmark.ablations").ABLATIONS.get(name[9:])
+        if ablation is not None:
+            return Method("benchmark.ablations", "RewardNetwork", ablation.__name__)
+    if name not in METHODS:
+        raise irl.UserError(f"method {name}: expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+# ------------------------------------------------------------------------------- names and folders
+def panel_of(config: dict) -> str:
+    amount = (config["demo_episodes"], config["demo_subsample"])
+    return PANELS.get(amount, f"{amount[0]}x{amount[1]}")
+
+
+def labels_of(config: dict, quick: bool = False) -> list[str]:
+    """What sets a run apart from the benchmark's own, from the `config` of its result.json.
+
+    The report never mixes runs of different labels.
+    """
+    defaults = {field.name: field.default for field in fields(irl.Args)}
+    steps, panel = config["total_timesteps"], panel_of(config)
+    labels = ["quick"] if quick else []
+    if not quick and steps != defaults["total_timesteps"]:
+        labels.append(f"{steps}-steps")
+    if config["no_policy_access"]:
+        labels.append("reward-only")
+    if panel != "dense":
+        labels.append(panel)
+    named = ("env", "seed", "total_timesteps", "no_policy_access", "true_reward")
+    named += ("demo_episodes", "demo_subsample")
+    for key, default in defaults.items():
+        value = config.get(key, default)
+        if key not in named and value != default:
+            value = Path(value).stem if key == "demos" else value
+            labels.append(f"{key}-{value}".replace("_", "-"))
+    return labels
+
+
+def variant_of(method: str, config: dict) -> str:
+    if method.endswith("-frozen"):
+        return "frozen"
+    return "reward-only" if config["no_policy_access"] else "full"
+
+
+def folder_of(results: Path, method: str, labels: list[str], env: str, seed: int) -> Path:
+    return results / "-".join([method, *labels]) / env / f"seed{seed}"
+
+
+# ------------------------------------------------------------------------------------------ origin
+def git(*words: str) -> str:
+    command = ["git", "-C", str(irl.ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def hardware() -> dict:
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+
+
+def identity_of(
+    args: irl.Args, method: str, classes: tuple[type, type], frozen_reward: Path | None = None
+) -> dict[str, dict]:
+    """All that has to be equal for two runs to give the same numbers."""
+    modules = {sys.modules[c.__module__].__file__ for c in classes}
+    files = {Path(file) for file in (irl.__file__, *modules)}
+    uses_demos = not args.true_reward and getattr(classes[1], "needs_demos", True)
+    reward = irl.sha256(frozen_reward / "reward_net.pt") if frozen_reward else None
+    return {
+        "config": {"method": method, **irl.config_of(args)},
+        "demos": {"sha256": irl.sha256(args.demos_path) if uses_demos else None},
+        "frozen_reward": {"sha256": reward},
+        "code": {file.name: irl.sha256(file) for file in sorted(files)},
+        "versions": irl.versions(),
+    }
+
+
+def open_folder(folder: Path, identity: dict, quick: bool, overwrite: bool) -> dict | None:
+    """Writes the origin.json of a new run; returns the result of a finished one.
+
+    Raises:
+        UserError: if the folder holds another run and `overwrite` is not set.
+    """
+    path, result = folder / "origin.json", folder / "result.json"
+    if path.exists():
+        there = read_json(path)["identity"]
+        changed = [
+            f"{part} {key}"
+            for part, values in identity.items()
+            for key, value in values.items()
+            if there.get(part, {}).get(key) != value
+        ]
+        if not changed:
+            return read_json(result) if result.exists() else None
+        if not overwrite:
+            difference = f"{', '.join(changed)} differ"
+            raise irl.UserError(
+                f"{folder}: another run ({difference}); --overwrite it or change --out"
+            )
+    elif result.exists() and not overwrite:
+        raise irl.UserError(f"{folder}: another run, of a single command; --overwrite it")
+    if folder.exists():
+        for old in ("result.json", "metrics.csv", "training.pt"):
+            (folder / old).unlink(missing_ok=True)
+    commit = git("rev-parse", "HEAD")
+    origin = {
+        "schema": 1,
+        "quick": quick,
+        "git_commit": commit,
+        "git_clean": bool(commit) and not git("status", "--porcelain"),
+        "hardware": hardware(),
+        "identity": identity,
+    }
+    irl.write_text(path, json.dumps(origin, indent=2) + "\n")
+    return None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; UserError naming the file if it is not one."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise irl.UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise irl.UserError(f"{path}: expected a JSON object")
+    return value
+
+
+def read_result(folder: Path) -> dict:
+    """The result.json of the finished run in `folder`.
+
+    Raises:
+        UserError: if there is none, or it is not of this version.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        raise irl.UserError(f"{path}: no such file; expected the folder of a finished run")
+    result = read_json(path)
+    if result.get("schema") != 2:
+        raise irl.UserError(f"{path}: schema {result.get('schema')}; expected 2")
+    return result
+
+
+def run_trainer(
+    train: Callable[[irl.Args, irl.Demos | None], irl.Training],
+    args: irl.Args,
+    method: str,
+    classes: tuple[type, type],
+    frozen_reward: Path | None = None,
+) -> dict:
+    """A trainer with a loop of its own: `train(args, demos)`, with the folder and files of any run.
+
+    `train` returns policy, rows and seconds. The policy has `actor_mean` and `actor_logstd`, which
+    evaluation needs. `classes`: two whose files identify the code; `needs_demos` of the second says
+    whether demonstrations are read. Not resumable.
+    """
+    torch.set_num_threads(1)
+    irl.seed_everything(args.seed)
+    demos, card = irl.prepare_demos(args, classes[1])
+    identity = identity_of(args, method, classes, frozen_reward)
+    result = open_folder(args.out, identity, quick=False, overwrite=args.overwrite)
+    if result is not None:
+        return result
+    training = train(args, demos)
+    return irl.save_run(args.out, training, args, method, demos, card)
+
+
+# ---------------------------------------------------------------------------------- command lines
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Prints errors that the caller can correct as one line, and exits with 1."""
+    try:
+        yield
+    except (irl.UserError, DemoError) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or ''}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def command_line(main: Callable[[], None]) -> None:
+    """The end of every command's file: `if __name__ == "__main__": command_line(main)`."""
+    with one_line_errors():
+        main()
