@@ -12,6 +12,7 @@ from demos import check
 from demos.formats import DemoError, Episode, read, to_transitions, write
 
 HOPPER = ROOT / "demos" / "Hopper-v4.npz"
+BANK = ROOT / "demos" / "Hopper-v4.bank.npz"
 
 
 def kinds(episodes, env_id=None) -> dict[str, check.Finding]:
@@ -89,7 +90,7 @@ def test_rows_that_do_not_follow_each_other_are_found():
 
 
 def test_normalised_observations_are_found(tmp_path):
-    episodes = read(ROOT / "demos" / "Hopper-v4.bank.npz")
+    episodes = read(BANK)
     obs = np.concatenate([e.obs for e in episodes])
     mean, std = obs.mean(0), obs.std(0)
     normal = [replace(e, obs=(e.obs - mean) / std) for e in episodes]
@@ -128,7 +129,7 @@ def test_the_report_has_every_note_and_the_rows_of_every_finding(tmp_path, capsy
 
 
 def test_strict_accepts_clean_demonstrations(tmp_path):
-    config = check.Config(HOPPER, "Hopper-v4", picture=tmp_path / "p.png", strict=True)
+    config = check.Config(BANK, "Hopper-v4", picture=tmp_path / "p.png", strict=True)
     assert check.main(config) == 0
 
 
@@ -136,8 +137,8 @@ def test_a_picture_or_report_that_cannot_be_written_gets_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "x"
     for config in (
-        check.Config(HOPPER, picture=inside),
-        check.Config(HOPPER, picture=tmp_path / "p.png", json=inside),
+        check.Config(BANK, picture=inside),
+        check.Config(BANK, picture=tmp_path / "p.png", json=inside),
     ):
         with pytest.raises(DemoError, match="cannot be written"):
             check.main(config)
@@ -145,10 +146,9 @@ def test_a_picture_or_report_that_cannot_be_written_gets_one_line(tmp_path):
 
 @pytest.mark.parametrize("words", [["demos/check.py"], ["-m", "demos.check"]])
 def test_check_as_a_user_types_it(tmp_path, words):
-    path = ROOT / "demos" / "Hopper-v4.bank.npz"
-    done = command(*words, path, "--picture", tmp_path / "p.png")
+    done = command(*words, BANK, "--picture", tmp_path / "p.png")
     assert done.returncode == 0, done.stderr
-    returns = [e.rewards.sum(dtype=np.float64) for e in read(path)]
+    returns = [e.rewards.sum(dtype=np.float64) for e in read(BANK)]
     assert f"{np.mean(returns):.6g} ±" in done.stdout and "obs[10]" in done.stdout
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
 
