@@ -10,12 +10,14 @@ and every run's configuration, versions, code and machine.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import tyro
@@ -25,10 +27,11 @@ from tqdm import tqdm
 
 import custom_irl as irl
 from benchmark import runs, tables
+from benchmark.diagnose import outputs
 
 OURS = "#e8590c"
 MUTED = ("#7089a8", "#b09a5b", "#6fa07a", "#b57f99", "#8c80bd", "#4f9fa6", "#9c8474")
-LINES = 8  # at most, of a figure
+DASHES = {"full": "solid", "reward-only": "dot", "frozen": "dash"}
 EXPERT_LINE = {"color": "gray", "dash": "dash", "width": 1.5}
 
 
@@ -46,38 +49,28 @@ def table(text: str) -> str:
     return f'<div class="wide">{markdown(text, extensions=["tables"])}</div>' if text else ""
 
 
-def choose_rows(of_env: pd.DataFrame) -> list[str]:
-    """At most LINES rows of one environment, the best first: ours, and the best of the others."""
-    means = of_env.groupby("name")["eval_return_mean"].mean().sort_values(ascending=False)
-    ours = set(of_env.loc[of_env["method"] == "custom", "name"])
-    others = [name for name in means.index if name not in ours][: LINES - len(ours)]
-    return [name for name in means.index if name in ours or name in others]
-
-
 def expert_return(of_env: pd.DataFrame) -> float | None:
-    """The expert's, if these runs are normalised by the card of the project's demonstrations."""
-    env = of_env["env"].iloc[0]
-    path = irl.ROOT / "demos" / f"{env}.npz"
-    card, _ = irl.load_card(path, env)
-    for run in of_env.to_dict("records"):
-        own = irl.normalized(run["eval_return_mean"], card)
-        if own is not None and abs(own - run["normalized_return"]) < 1e-6:
-            return card["expert"]["demos"]["return_mean"]
+    """The expert's, if a run of these is normalised by the card of the project's demonstrations."""
+    card = tables.project_card(of_env["env"].iloc[0])
+    if card is None:
+        return None
+    own = of_env["eval_return_mean"].map(lambda score: irl.normalized(score, card))
+    if np.isclose(own, of_env["normalized_return"]).any():
+        return card["expert"]["demos"]["return_mean"]
     return None
 
 
 def bars(of_env: pd.DataFrame) -> go.Figure:
     """Final return of one environment: a bar is a row's mean, a dot a seed."""
-    names = choose_rows(of_env)[::-1]  # drawn from the bottom
+    names = tables.best_names(of_env)[::-1]  # drawn from the bottom
     shown = of_env[of_env["name"].isin(names)]
     means = shown.groupby("name")["eval_return_mean"].mean()[names]
-    ours = set(shown.loc[shown["method"] == "custom", "name"])
     figure = go.Figure()
     figure.add_bar(
         orientation="h",
         y=names,
         x=means,
-        marker_color=[OURS if name in ours else MUTED[0] for name in names],
+        marker_color=[OURS if tables.is_ours(name) else MUTED[0] for name in names],
         hovertemplate="%{y}<br>mean %{x:.0f}<extra></extra>",
     )
     figure.add_scatter(
@@ -110,12 +103,12 @@ def wrap(name: str) -> str:
 def curves(of_env: pd.DataFrame, points: pd.DataFrame) -> go.Figure:
     """True return of one environment's training episodes over steps: the mean over seeds."""
     figure = go.Figure()
-    muted = iter(MUTED)
-    for name in choose_rows(of_env):
-        method, variant = of_env.loc[of_env["name"] == name, ["method", "variant"]].iloc[0]
-        line = {"color": OURS, "width": 3.5} if method == "custom" else {"color": next(muted)}
-        if variant == "reward-only":
-            line["dash"] = "dot"
+    muted = itertools.cycle(MUTED)
+    for name in tables.best_names(of_env):
+        variant = of_env.loc[of_env["name"] == name, "variant"].iloc[0]
+        ours = tables.is_ours(name)
+        line = {"color": OURS, "width": 3.5} if ours else {"color": next(muted)}
+        line["dash"] = DASHES[variant]
         seeds = points[points["name"] == name].groupby("seed")
         if not len(seeds):
             continue
@@ -153,10 +146,6 @@ def figure_html(figure: go.Figure, title: str) -> str:
 
 
 # --------------------------------------------------------------------------------------- sections
-def named(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(name=[tables.row_name(row) for _, row in frame.iterrows()])
-
-
 def panels(found: pd.DataFrame) -> list[dict]:
     """For each panel that has runs: its name, tables and figures."""
     points = tables.read_curves(found)
@@ -165,16 +154,17 @@ def panels(found: pd.DataFrame) -> list[dict]:
         of_panel = tables.of_panel(found, panel)
         if of_panel.empty:
             continue
-        rows = named(of_panel)
-        points_of_panel = named(tables.of_panel(points, panel))
+        rows = tables.named(of_panel)
+        points_of_panel = tables.named(tables.of_panel(points, panel))
         bar_charts = []
         line_charts = []
-        known = [env for env in runs.ENVS if env in set(rows["env"])]
-        for env in [*known, *sorted(set(rows["env"]) - set(known))]:
+        for env in tables.environments(rows):
             of_env = rows[rows["env"] == env]
+            if of_env.empty:
+                continue
             bar_charts.append(figure_html(bars(of_env), env))
             of_env_points = points_of_panel[points_of_panel["env"] == env]
-            if len(of_env_points):
+            if not of_env_points.empty:
                 line_charts.append(figure_html(curves(of_env, of_env_points), env))
         sections.append(
             {
@@ -228,9 +218,9 @@ def films(found: pd.DataFrame) -> list[dict[str, str]]:
 
 def diagnoses(found: pd.DataFrame) -> str:
     """The overview of the runs that `python -m benchmark.diagnose` has examined; "" if none."""
-    paths = [Path(folder) / "diagnosis.json" for folder in found["folder"]]
-    there = [runs.read_json(path) for path in paths if path.is_file()]
-    return table(tables.overview(there)) if there else ""
+    examined = [Path(f) for f in found["folder"] if (Path(f) / "diagnosis.json").is_file()]
+    there = [outputs.read_diagnosis(folder) for folder in examined]
+    return table(outputs.overview(there)) if there else ""
 
 
 def origins(found: pd.DataFrame) -> list[dict[str, str]]:

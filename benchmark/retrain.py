@@ -112,14 +112,15 @@ class EvaluatedPolicy(nn.Module):
 
 
 class Returns(BaseCallback):
-    """A row of metrics every 2048 steps: the mean true return of the last hundred episodes."""
+    """A row of metrics every `steps` steps: the mean true return of the last hundred episodes."""
 
-    def __init__(self):
+    def __init__(self, steps: int):
         super().__init__()
+        self.steps = steps
         self.rows = []
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % 2048 == 0:
+        if self.num_timesteps % self.steps == 0:
             returns = [episode["r"] for episode in self.model.ep_info_buffer]
             true_return = float(np.mean(returns)) if returns else ""
             self.rows.append({"steps": self.num_timesteps, "true_return": true_return})
@@ -135,7 +136,7 @@ def train_ppo(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
     envs = make_vec_env(make, 1, seed=args.seed, wrapper_class=pay)
     envs = VecNormalize(envs, gamma=settings["gamma"])
     ppo = PPO("MlpPolicy", envs, n_steps=N_STEPS, seed=args.seed, device="cpu", **settings)
-    returns = Returns()
+    returns = Returns(args.batch_size)
     steps = args.num_rounds * args.batch_size
     training = irl.Training(policy=None, reward_net=reward_net)
     with training.timed("training"):

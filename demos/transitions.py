@@ -648,6 +648,15 @@ def from_transitions(table: Table) -> list[Episode]:
     links = link(table)
     note_links(table, links)
     keep = without_resets(table)
+    if not table.known:
+        strange = unusual(np.abs(table.next_obs.astype(np.float64) - table.obs))
+        keep[strange] = False
+        if len(strange):
+            table.rows.note(
+                f"{plural(len(strange), 'transition')} left out: an observation changes as in no"
+                " other step, as from one episode to the next",
+                table.source[strange],
+            )
     follower = np.where((links.next >= 0) & keep & keep[links.next], links.next, -1)
     episodes = []
     tails = []
@@ -657,11 +666,6 @@ def from_transitions(table: Table) -> list[Episode]:
         tails.append(int(last))
         episodes.append(
             table.episode(at, table.next_obs[last : last + 1], bool(ends.terminated[last]))
-        )
-    if not table.known and len(strange := jumps(episodes)):
-        table.rows.note(
-            f"{plural(len(strange), 'transition')} of these may lead from one episode to the next:"
-            " an observation changes as in no other step",
         )
     if ends.combined:
         episodes = recognise_limits(table, episodes, np.array(tails))
@@ -699,8 +703,11 @@ def without_resets(table: Table) -> np.ndarray:
     )  # fmt: skip
     if on_next is not True:
         # An end that no row follows (the last of the file) was recorded as the others were.
-        all_alike = 2 * len(t) >= (ended < len(table.obs) - 1).sum()
+        final = len(table.obs) - 1
+        all_alike = 2 * len(t) >= (ended < final).sum()
         out = ended if all_alike else t
+        if all_alike and not table.ends.complete:
+            out = np.union1d(out, final)
         keep[out] = False
         table.rows.note(
             f"{plural(len(out), 'transition')} left out: {SAME_STEP}", table.source[out]
@@ -870,15 +877,19 @@ def recognise_limits(table: Table, episodes: list[Episode], tails: np.ndarray) -
 
 # ---------------------------------------------------------------------------------- jumps
 def jumps(episodes: list[Episode]) -> np.ndarray:
-    """Transitions (numbered over all episodes) that change a coordinate as no other step does.
+    """Transitions (numbered over all episodes) that change a coordinate as no other step does."""
+    with np.errstate(invalid="ignore"):
+        steps = [np.diff(e.obs.astype(np.float64), axis=0) for e in episodes]
+    return unusual(np.abs(np.concatenate(steps)))
+
+
+def unusual(change: np.ndarray) -> np.ndarray:
+    """Rows of absolute changes (n, dim) that no other row comes near to.
 
     The largest 5 % of the absolute changes of each coordinate, sorted: where one is more than
     twice the next smaller, those from there up are jumps. Coordinates that rest in half of the
     steps (contacts, goals) and full turns of an angle are left out.
     """
-    with np.errstate(invalid="ignore"):
-        steps = [np.diff(e.obs.astype(np.float64), axis=0) for e in episodes]
-    change = np.abs(np.concatenate(steps))
     change = np.where(np.isfinite(change), change, 0.0)
     n = len(change)
     if n < 20:

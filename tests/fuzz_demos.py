@@ -163,7 +163,7 @@ def write_npz(path: Path, arrays: dict, rng: np.random.Generator) -> None:
 def huge_npz(path: Path, keys, rng: np.random.Generator) -> None:
     """A few kilobytes that say they are, or really are, up to gigabytes."""
     rows = int(10 ** rng.uniform(6, 13))
-    stored = min(rows * 12, int(10 ** rng.uniform(3, 8.3)))
+    stored = min(rows * 12, int(10 ** rng.uniform(3, 8)))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for key in keys:
             shape = (rows, 3) if key in ("obs", "acts", "next_obs") else (rows,)
@@ -240,7 +240,7 @@ def make(folder: Path, bases: Path, seed: int) -> tuple[str, Path]:
     if name in ("irl", "flat"):
         episodes = episodes_for(rng)
         arrays = pack(episodes) if name == "irl" else to_transitions(episodes)
-        if kind < 0.08:
+        if kind < 0.03:
             huge_npz(path, list(arrays), rng)
         elif kind < 0.6:
             write_npz(path, broken_arrays(arrays, rng), rng)
@@ -248,7 +248,7 @@ def make(folder: Path, bases: Path, seed: int) -> tuple[str, Path]:
             write(name, path, episodes)
             path.write_bytes(broken_bytes(path.read_bytes(), rng))
     elif name in ("d4rl", "robomimic"):
-        if kind < 0.08:
+        if kind < 0.03:
             huge_hdf5(path, rng, "" if name == "d4rl" else "data/demo_0/")
             return name, path
         write(name, path, episodes_for(rng))
@@ -360,11 +360,11 @@ def fuzz(files: int, seed: int, show=None) -> dict:
             if not fresh:
                 slowest = max(slowest, time.time() - at)
             peak = max(peak, memory)
-            fresh = outcome in ("hang", "crash")
+            imported, fresh = not fresh, outcome in ("hang", "crash")
             if fresh:
                 process.kill()
                 process, pipe = start(cwd)
-            elif i > seed and time.time() - at > SECONDS:
+            elif imported and time.time() - at > SECONDS:
                 outcome = f"slow: {time.time() - at:.1f} s"
             elif memory > BYTES:
                 outcome = f"memory: {memory / 1e6:.0f} MB"

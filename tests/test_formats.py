@@ -557,6 +557,20 @@ def test_resets_without_marks_of_time_limits_are_refused(tmp_path):
         read(save(tmp_path / "demos.npz", **columns))
 
 
+@pytest.mark.parametrize("markers", ["none", "first"])
+def test_resets_are_left_out_where_no_flag_marks_the_ends(tmp_path, markers):
+    """Without any mark a reset is a jump; the last row is one too, though no row follows it."""
+    episodes = walks((30, 20, 25, 28))
+    columns = same_step(episodes)
+    done = columns.pop("dones")
+    if markers == "first":
+        columns["episode_starts"] = starts_from(done)
+    demonstrations = read(save(tmp_path / "demos.npz", **columns))
+    assert taken(demonstrations) <= taken(episodes)
+    assert "4 transitions left out" in notes_of(demonstrations)
+    assert [len(e.acts) for e in demonstrations] == [29, 19, 24, 27]
+
+
 # ------------------------------------------------------------------------- interleaved rows
 def test_interleaved_rows_are_linked_wherever_they_lie(tmp_path):
     episodes = walks((50,) * 8)

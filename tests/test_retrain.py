@@ -1,6 +1,7 @@
 """The second learner: what it is paid, what it evaluates, and a tiny run of the command."""
 
-import json
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,13 +11,18 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 import custom_irl as irl
-from benchmark import launch, retrain
-from conftest import command
+from benchmark import retrain, runs
+
+
+def retrain_in_process(monkeypatch, *words) -> None:
+    monkeypatch.setattr(sys, "argv", ["retrain", *map(str, words)])
+    retrain.main()
 
 
 def test_the_evaluated_policy_sees_observations_as_in_training():
-    envs = VecNormalize(make_vec_env(lambda: irl.make_env("Hopper-v4"), 1, seed=3))
-    ppo = PPO("MlpPolicy", envs, n_steps=64, batch_size=32, seed=1, policy_kwargs=retrain.NETWORKS)
+    envs = VecNormalize(make_vec_env(partial(irl.make_env, "Hopper-v4"), 1, seed=3))
+    settings = {"n_steps": 64, "batch_size": 32, "policy_kwargs": retrain.NETWORKS}
+    ppo = PPO("MlpPolicy", envs, seed=1, **settings)
     ppo.learn(128)
     policy = retrain.EvaluatedPolicy(ppo.policy, retrain.Normalize(envs))
     raw = np.random.default_rng(0).normal(size=(16, 11)).astype(np.float32)
@@ -26,23 +32,53 @@ def test_the_evaluated_policy_sees_observations_as_in_training():
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_runs_through_the_launcher_on_a_frozen_reward_and_on_the_true_one(tiny_run, tmp_path):
-    trained = tmp_path / "custom-4096-steps" / "Hopper-v4" / "seed1"
-    trained.parent.mkdir(parents=True)
-    trained.symlink_to(tiny_run[0])
-    flags = ("--envs", "Hopper-v4", "--seeds", "1", "--results", tmp_path, "--total-timesteps", "4096")
-    for extra, folder, seed in (
-        ("--frozen", "sb3-custom-4096-steps-frozen", 2),
-        ("--true-reward", "sb3-oracle-4096-steps", 1),
+def test_it_is_paid_the_reward_it_is_given_and_notes_true_returns():
+    paid = []
+
+    class Noting(torch.nn.Module):
+        def forward(self, obs, acts, next_obs):
+            paid.append(len(obs))
+            return obs[:, 0]
+
+    args = irl.Args(env="Pendulum-v1", seed=3, num_envs=1, num_steps=512, total_timesteps=512)
+    training = retrain.train_ppo(args, Noting())
+    assert sum(paid) == 512
+    assert [row["steps"] for row in training.rows] == [512]
+    assert -2000 < training.rows[0]["true_return"] < -500
+
+
+def test_a_run_on_a_finished_runs_reward_and_one_on_the_true_reward(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    flags = ("--env", "Hopper-v4", "--seed", "2", "--total-timesteps", "512")
+    flags += ("--num-envs", "1", "--num-steps", "512")
+    digest = irl.sha256(tiny_run[0] / "reward_net.pt")
+    for words, method, reward in (
+        (("--reward", tiny_run[0]), "sb3-custom-frozen", digest),
+        (("--true-reward",), "sb3-oracle", None),
     ):
-        done = command("-m", "benchmark.launch", *flags, extra, "--learner", "sb3")
-        assert done.returncode == 0, done.stderr
-        result = json.loads((tmp_path / folder / "Hopper-v4" / f"seed{seed}" / "result.json").read_text())
-        assert result["steps"] == 4096 and np.isfinite(result["eval_return_mean"])
+        folder = tmp_path / method
+        retrain_in_process(monkeypatch, *words, *flags, "--out", folder)
+        result = runs.read_result(folder)
+        assert (result["method"], result["steps"]) == (method, 512)
+        identity = runs.read_json(folder / "origin.json")["identity"]
+        assert identity["frozen_reward"]["sha256"] == reward
+        assert capsys.readouterr().out.endswith(f"{result['eval_return_mean']:.2f}\n")
+        assert (folder / "reward_net.pt").exists() == (reward is not None)
 
 
-def test_without_a_reward_it_says_so():
-    done = command("-m", "benchmark.retrain", "--env", "Hopper-v4")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "expected --frozen-reward" in done.stderr
-    with pytest.raises(irl.UserError, match="expected --frozen or --true-reward"):
-        launch.make_jobs(launch.Config(learner="sb3"), [])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "expected one of --reward RUN_DIR and --true-reward"),
+        (("--true-reward", "--reward", "RUN"), "expected one of --reward RUN_DIR and --true"),
+        (("--true-reward",), "--out: expected the folder of the run"),
+        (("--reward", "RUN", "--out", "F", "--env", "Walker2d-v4"), r"RUN|obs_dim, action_dim are"),
+        (("--reward", "nowhere", "--out", "F"), "nowhere.result.json: no such file"),
+    ],
+)
+def test_bad_input_is_named(words, message, tiny_run, tmp_path, monkeypatch):
+    replaced = {"RUN": tiny_run[0], "F": tmp_path / "out"}
+    with pytest.raises(irl.UserError, match=message):
+        retrain_in_process(monkeypatch, *(replaced.get(word, word) for word in words))
+    assert not (tmp_path / "out").exists()

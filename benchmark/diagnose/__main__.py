@@ -44,7 +44,7 @@ class Config:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """folders of finished runs"""
     table: Path | None = None
-    """file for a table with a row a run; in one with the marker comments, between these"""
+    """file for a table with a row a run; in one with marks of a block "rewards", between these"""
     table_only: bool = False
     """examine nothing: tabulate what earlier examinations left in the folders"""
     seed: int = 0

@@ -1,11 +1,13 @@
 """STARC's distance to the true reward: what differs apart from potential and scale.
 
-    c(s, a, s') = R(s, a, s') + gamma V(s') - V(s)      V: the value of doing nothing, under R
+    c(s, a, s') = R(s, a, s') + gamma V(s') - V(s)      V: the value of the expert's policy, under R
     d(R1, R2)   = sqrt((1 - cos(c1, c2)) / 2)
 
 (Skalse et al. 2024, arXiv 2309.15257, definitions 2 and 4.) A potential Phi changes R by
-gamma Phi(s') - Phi(s) and V by -Phi(s), so c not at all. The policy whose value levels the reward
-is free. Zero actions give V from one rollout without noise, as the environment is deterministic.
+gamma Phi(s') - Phi(s) and V by -Phi(s), so c not at all. c is the advantage of an action over the
+expert's, so the distance says whether a reward values deviations as the true one does. The policy
+that V is of is free: the run's own takes the place of an unknown expert's. Environment and policy
+are deterministic, so one rollout gives V.
 """
 
 from __future__ import annotations
@@ -13,21 +15,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from benchmark.diagnose.subject import Steps, Subject, play_from, still
+from benchmark.diagnose.subject import Steps, Subject, play_from
 from benchmark.load import Reward
 
 TITLE = "Distance to the true reward"
 GAMMA = 0.99
-HORIZON = 200
-TRANSITIONS = 60  # of each behaviour
+HORIZON = 300
+TAIL = 50  # last steps of a cut rollout, whose mean reward goes on
+TRANSITIONS = 50  # of each behaviour
 RESAMPLES = 500
 UNRELATED = np.sqrt(0.5)  # the distance of rewards that have nothing in common
 
 
 def discounted_sum(paid: np.ndarray, terminated: bool) -> float:
-    """Of an episode that is cut, too: by then it is at rest, and goes on as in its last step."""
     discount = GAMMA ** np.arange(len(paid))
-    rest = 0.0 if terminated else GAMMA ** len(paid) / (1 - GAMMA) * paid[-1]
+    rest = 0.0 if terminated else GAMMA ** len(paid) / (1 - GAMMA) * paid[-TAIL:].mean()
     return float(discount @ paid + rest)
 
 
@@ -60,20 +62,21 @@ def cosine_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
-    """On the transitions of each behaviour, and of all ("mixed").
+    """On the transitions of each behaviour but that of V's policy, and of all ("mixed").
 
-    Intervals: 95 %, bootstrap over the transitions. In the row "untrained": the range of
+    Intervals: 95 %, bootstrap over the transitions. The row "untrained": median and range of
     networks with other random weights.
     """
     env = subject.make_state_env()
-    rest = still(env.action_space)
-    played = {who: s for who, s in subject.played.items() if len(s.states) and who != "still"}
+    leveller = "own policy" if subject.expert is None else "expert"
+    act = subject.expert or subject.act
+    played = {who: s for who, s in subject.played.items() if len(s.states) and who != leveller}
     taken = []
     for steps in played.values():
         for t in rng.choice(len(steps), TRANSITIONS, replace=False):
             taken.append(play_from(env, steps.states[t], lambda _, obs, a=steps.acts[t]: a, 1))
     before, after = (
-        [play_from(env, steps.states[k], lambda _, obs: rest(obs), HORIZON) for steps in taken]
+        [play_from(env, steps.states[k], lambda _, obs: act(obs), HORIZON) for steps in taken]
         for k in (0, 1)
     )
     who = np.repeat(list(played), TRANSITIONS)
@@ -88,9 +91,11 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
             resamples = rows[rng.integers(len(rows), size=(RESAMPLES, len(rows)))]
             drawn = [cosine_distance(c[k], true[k]) for k in resamples]
             low, high = np.quantile(drawn, (0.025, 0.975))
+            distance = cosine_distance(c[rows], true[rows])
             if name == "untrained":
                 drawn = [cosine_distance(x[rows], true[rows]) for x in others]
-                low, high = min(drawn), max(drawn)
-            distance = cosine_distance(c[rows], true[rows])
+                low, distance, high = np.quantile(drawn, (0, 0.5, 1))
             table[name] |= {where: distance, f"{where} low": low, f"{where} high": high}
-    return pd.DataFrame.from_dict(table, orient="index")
+    frame = pd.DataFrame.from_dict(table, orient="index")
+    frame.attrs["note"] = f"V is of the policy: {leveller}"
+    return frame

@@ -132,8 +132,8 @@ def survival_only(subject: Subject, tables: Tables) -> Finding:
 
 
 def distant_reward(subject: Subject, tables: Tables) -> Finding:
-    """On mixed behaviour, without its shaping, it is no nearer to the true reward than a constant
-    (95 % interval), or than the nearest of several untrained networks."""
+    """On mixed behaviour, without its shaping, it is no nearer to the true reward (95 % interval)
+    than a constant, or than the median of several untrained networks."""
     table = table_of(tables, "distance")
     learned, untrained = table.loc["learned"], table.loc["untrained"]
     constant = table.loc["constant", "mixed"]
@@ -141,8 +141,7 @@ def distant_reward(subject: Subject, tables: Tables) -> Finding:
         f"{interval(learned, 'mixed')}, constant {constant:.2f}, "
         f"untrained {interval(untrained, 'mixed')}"
     )
-    nearer = learned["mixed high"] < constant and learned["mixed"] < untrained["mixed low"]
-    return not nearer, evidence
+    return learned["mixed high"] >= min(constant, untrained["mixed"]), evidence
 
 
 def fails_retraining(subject: Subject, tables: Tables) -> Finding:

@@ -19,11 +19,12 @@ from benchmark import runs
 from benchmark.diagnose.labels import Label, Tables
 from benchmark.diagnose.steps import ABOVE
 from benchmark.diagnose.subject import NotApplicable, Subject
+from benchmark.tables import block_marks, markdown_table, write_block
 
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
-BEGIN, END = "<!-- written by report.py -->", "<!-- end -->"  # as in the documents
+BLOCK = "rewards"  # between its marks stands the overview in a document
 HEADLINES = {  # column of the overview: examination, column of its table, rows
     "ranking / untrained": ("ranking", "segments", ("learned", "untrained")),
     "distance / constant": ("distance", "mixed", ("learned", "constant")),
@@ -51,11 +52,6 @@ def with_interval(table: pd.DataFrame, row: str, column: str) -> str:
         return text
     low, high = (number(table.loc[row, f"{column} {end}"]) for end in ("low", "high"))
     return f"{text} [{low}, {high}]"
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def verdict(labels: list[Label]) -> str:
@@ -174,9 +170,8 @@ def overview(all_found: list[dict]) -> str:
 
 
 def write_table(path: Path, table: str) -> None:
-    """The table as a file of its own, or between the marker comments of a file that has them."""
-    text = path.read_text() if path.is_file() else ""
-    if BEGIN in text and END in text:
-        before, _, rest = text.partition(BEGIN)
-        table = f"{before}{BEGIN}\n{table}{END}{rest.partition(END)[2]}"
-    irl.write_text(path, table)
+    """The overview as a file of its own, or as the block "rewards" of a file that has its marks."""
+    if path.is_file() and block_marks(BLOCK)[0] in path.read_text():
+        write_block(path, BLOCK, table)
+    else:
+        irl.write_text(path, table)

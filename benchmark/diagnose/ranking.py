@@ -46,8 +46,8 @@ def preference_accuracy(learned: np.ndarray, true: np.ndarray) -> float:
 def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     """Spearman's correlation with the true reward, over episodes and over segments of one length.
 
-    The interval of "segments": 95 %, bootstrap over the bank's episodes. In the row "untrained":
-    the range of networks with other random weights.
+    The interval of "segments": 95 %, bootstrap over the bank's episodes. The row "untrained":
+    median and range of networks with other random weights.
     """
     bank = subject.bank
     lengths = np.array([len(steps) for steps in bank])
@@ -74,5 +74,6 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
         }
     others = [np.concatenate(paid_segments(reward, bank)) for reward in subject.untrained]
     ranks = [correlation(paid, true) for paid in others]
-    table["untrained"] |= {"segments low": min(ranks), "segments high": max(ranks)}
+    low, median, high = np.quantile(ranks, (0, 0.5, 1))
+    table["untrained"] |= {"segments": median, "segments low": low, "segments high": high}
     return pd.DataFrame.from_dict(table, orient="index")

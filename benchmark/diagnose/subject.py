@@ -201,7 +201,7 @@ class Subject:
 
     @cached_property
     def played(self) -> dict[str, Steps]:
-        """The expert (where it is known), the run's own policy, stillness and random actions."""
+        """The expert (where it is known), the run's own policy, zero actions, random actions."""
         env = self.make_env()
         space = env.action_space
         rng = np.random.default_rng(self.seed)

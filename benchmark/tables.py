@@ -1,0 +1,372 @@
+"""Finished runs as tables and statistics: result.json and origin.json in, Markdown out.
+
+from benchmark.tables import headline_table, read_runs
+print(headline_table(read_runs(Path("results"))))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap, mannwhitneyu, trim_mean
+
+import custom_irl as irl
+from benchmark import runs
+from benchmark.runs import ENVS
+
+KEY = ["method", "variant", "panel", "labels", "env", "seed"]
+COLUMNS = [
+    *KEY, "steps", "eval_return_mean", "eval_return_std", "normalized_return",
+    "sampled_return_mean", "steps_per_second", "minutes", "date", "git_commit", "git_clean",
+    "mujoco", "cpu",
+]  # fmt: skip
+CONTROLS = ("expert", "random")  # rows of results.csv that no run wrote: from the cards
+
+
+# -------------------------------------------------------------------------------------------- runs
+def read_runs(results: Path) -> pd.DataFrame:
+    """A row for each result.json below `results`: COLUMNS, the run's id and its folder.
+
+    A run that is there twice, as in a backup, counts once, and a line says so.
+
+    Raises:
+        UserError: naming a result.json that no run of this version wrote.
+    """
+    rows = [read_row(path.parent) for path in sorted(results.rglob("result.json"))]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "id", "folder"])
+    for _, copies in frame[frame.duplicated("id", keep=False)].groupby("id"):
+        first, *others = copies["folder"]
+        print(f"{', '.join(others)}: the run in {first} again; counted once")
+    frame = frame.drop_duplicates("id")
+    frame = frame.astype({"normalized_return": float, "git_clean": bool})
+    return frame.sort_values(KEY, ignore_index=True)
+
+
+def read_row(folder: Path) -> dict:
+    result = runs.read_result(folder)
+    path = folder / "origin.json"
+    origin = runs.read_json(path) if path.exists() else {}
+    try:
+        config = result["config"]
+        own = {key: result[key] for key in COLUMNS if key in result}
+        return {
+            **own,
+            "variant": runs.variant_of(result["method"], config),
+            "panel": runs.panel_of(config),
+            "labels": " ".join(runs.labels_of(config, origin.get("quick", False))),
+            "sampled_return_mean": result["evaluation"]["sampled"]["mean"],
+            "minutes": sum(result["seconds"].values()) / 60,
+            "git_commit": origin.get("git_commit", ""),
+            "git_clean": origin.get("git_clean", False),
+            "mujoco": result["versions"]["mujoco"],
+            "cpu": origin.get("hardware", {}).get("cpu", ""),
+            "id": result["id"],
+            "folder": str(folder),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        problem = f"{error!r}; expected a result.json that a run wrote"
+        raise irl.UserError(f"{folder / 'result.json'}: {problem}") from None
+
+
+def read_published(path: Path = runs.PUBLISHED / "results.csv") -> pd.DataFrame:
+    frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    return frame.assign(labels=frame["labels"].fillna("").astype(str))
+
+
+def merge_published(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
+    """Puts `fresh` into a file of published runs, in place of its rows of the same runs."""
+    if path.exists():
+        both = pd.concat([read_published(path), fresh[COLUMNS]])
+        fresh = both[~both[KEY].astype(str).duplicated(keep="last")]
+    with irl.replacing(path) as temporary:
+        fresh[COLUMNS].sort_values(KEY).to_csv(temporary, index=False)
+    return read_published(path)
+
+
+def row_name(run: pd.Series) -> str:
+    return "-".join([run["method"], *run["labels"].split()])
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """With a column `name`: method and labels."""
+    return frame.assign(name=[row_name(run) for _, run in frame.iterrows()])
+
+
+def of_panel(frame: pd.DataFrame, panel: str) -> pd.DataFrame:
+    """The rows of one panel, with its name taken out of their labels."""
+    frame = frame[(frame["panel"] == panel) & ~frame["method"].isin(CONTROLS)]
+    labels = [" ".join(x for x in words.split() if x != panel) for words in frame["labels"]]
+    return frame.assign(labels=labels)
+
+
+def environments(frame: pd.DataFrame) -> list[str]:
+    """The benchmark's environments, where there is a run in one, then all others."""
+    found = set(frame["env"])
+    others = sorted(found - set(ENVS))
+    return [*(ENVS if found & set(ENVS) or not others else ()), *others]
+
+
+def project_card(env: str) -> dict | None:
+    """The card of this project's demonstrations."""
+    card, _ = irl.load_card(irl.ROOT / "demos" / f"{env}.npz", env)
+    return card
+
+
+# ---------------------------------------------------------------------------------------- Markdown
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def block_marks(name: str) -> tuple[str, str]:
+    return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+
+
+def read_block(path: Path, name: str) -> str:
+    """What stands between a file's marks for `name`."""
+    begin, end = block_marks(name)
+    text = path.read_text()
+    if begin not in text or end not in text:
+        raise irl.UserError(f"{path}: no block {name}; expected the lines {begin} and {end}")
+    return text.partition(begin)[2].partition(end)[0].strip()
+
+
+def write_block(path: Path, name: str, block: str) -> None:
+    read_block(path, name)  # raises if there is none
+    begin, end = block_marks(name)
+    before, _, rest = path.read_text().partition(begin)
+    irl.write_text(path, f"{before}{begin}\n{block.strip()}\n{end}{rest.partition(end)[2]}")
+
+
+# ------------------------------------------------------------------------------------------ tables
+def score_cell(scores: pd.DataFrame) -> str:
+    """mean ± sample standard deviation over seeds (normalised), of the runs of one cell."""
+    if scores.empty:
+        return ""
+    returns, shares = scores["eval_return_mean"], scores["normalized_return"]
+    spread = f" ± {returns.std():.0f}" if len(returns) > 1 else ""
+    share = f" ({shares.mean():.2f})" if shares.notna().all() else ""
+    few = "" if len(returns) > 2 else f", {len(returns)} run" + "s" * (len(returns) > 1)
+    return f"{returns.mean():.0f}{spread}{share}{few}"
+
+
+def headline_table(frame: pd.DataFrame) -> str:
+    """method x environment, and the expert and the random policy where there is a card of ours."""
+    envs = environments(frame)
+    cards = [project_card(env) for env in envs]
+    experts = [f"{c['expert']['demos']['return_mean']:.0f}" if c else "" for c in cards]
+    randoms = [f"{c['random']['return_mean']:.0f}" if c else "" for c in cards]
+    rows = []
+    for name, group in named(frame).groupby("name"):
+        cells = [score_cell(group[group["env"] == env]) for env in envs]
+        rows.append([f"**{name}**", *cells])
+    above = [["expert (this project's demonstrations)", *experts]] if any(experts) else []
+    below = [["random policy", *randoms]] if any(randoms) else []
+    return markdown_table(["final policy", *envs], [*above, *rows, *below])
+
+
+def commits(frame: pd.DataFrame) -> str:
+    """The commits of these runs, short (*: and changes on top)."""
+    marks = frame["git_clean"].map({True: "", False: "*"})
+    return ", ".join((frame["git_commit"].fillna("").str[:7] + marks).unique())
+
+
+def seeds_table(frame: pd.DataFrame) -> str:
+    """A row for each method and environment: every seed, the worst one, speed, commits."""
+    rows = []
+    for (name, env), group in named(frame).groupby(["name", "env"]):
+        group = group.sort_values("seed")
+        worst = group.loc[group["eval_return_mean"].idxmin()]
+        share = group["normalized_return"].mean()
+        pairs = zip(group["seed"], group["eval_return_mean"])
+        rows.append([
+            name,
+            env,
+            ", ".join(f"{seed}: {score:.0f}" for seed, score in pairs),
+            "" if np.isnan(share) else f"{share:.3f}",
+            f"{worst['eval_return_mean']:.0f} (seed {worst['seed']})",
+            f"{group['minutes'].mean():.1f}",
+            f"{group['steps_per_second'].mean():.0f}",
+            commits(group),
+        ])  # fmt: skip
+    header = ["method", "environment", "return of each seed", "normalised mean", "worst"]
+    return markdown_table([*header, "minutes", "steps/s", "commit"], rows)
+
+
+def interquartile_mean(*scores: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of the middle half of all scores; one array per environment (arXiv 2108.13264)."""
+    return trim_mean(np.concatenate(scores, axis=axis), 0.25, axis=axis)
+
+
+def iqm_interval(scores: list[np.ndarray]) -> tuple[float, float, float]:
+    """Interquartile mean and its 95 % stratified bootstrap interval: scipy resamples each array."""
+    if min(map(len, scores)) < 2:
+        value = float(interquartile_mean(*scores))
+        return value, value, value
+    method = {"n_resamples": 2000, "method": "percentile", "rng": 0}
+    interval = bootstrap(scores, interquartile_mean, **method).confidence_interval
+    return float(interquartile_mean(*scores)), float(interval.low), float(interval.high)
+
+
+def probability_of_improvement(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """P(a run of ours scores above one of theirs), ties half, mean over environments."""
+    pairs = zip(ours, theirs)
+    return float(np.mean([mannwhitneyu(x, y).statistic / (len(x) * len(y)) for x, y in pairs]))
+
+
+def scores_by_env(frame: pd.DataFrame) -> list[np.ndarray]:
+    """Normalised returns in each of the benchmark's environments; [] if one has none."""
+    scores = [
+        frame.loc[frame["env"] == env, "normalized_return"].dropna().to_numpy(float) for env in ENVS
+    ]
+    return scores if all(len(x) for x in scores) else []
+
+
+def aggregate_table(frame: pd.DataFrame) -> str:
+    """Interquartile mean with its interval, and how often `custom` scores above a row.
+
+    Of the rows with two runs or more in each of the benchmark's environments.
+    """
+    scores = {name: scores_by_env(group) for name, group in named(frame).groupby("name")}
+    scores = {name: x for name, x in scores.items() if x and min(map(len, x)) > 1}
+    ours = scores.get("custom")
+    rows = []
+    for name, theirs in scores.items():
+        mean, low, high = iqm_interval(theirs)
+        row = [name, str(sum(map(len, theirs))), f"{mean:.3f} [{low:.3f}, {high:.3f}]"]
+        if ours:
+            wins = "" if name == "custom" else f"{probability_of_improvement(ours, theirs):.2f}"
+            row.append(wins)
+        rows.append(row)
+    if not rows:
+        return ""
+    header = ["over environments, normalised", "runs", "interquartile mean [95 % interval]"]
+    header += ["P(custom above it)"] if ours else []
+    return "\n" + markdown_table(header, rows)
+
+
+def cards_table() -> str:
+    """The cards of this project's demonstrations."""
+    rows = []
+    for env in ENVS:
+        card = project_card(env)
+        row = [env]
+        for which in (card["expert"]["demos"], card["expert"]["fresh"]):
+            spread = f"{which['return_mean']:.0f} ± {which['return_std']:.0f}"
+            row += [spread, f"{which['return_min']:.0f}"]
+        rows.append([*row, f"{card['random']['return_mean']:.1f}"])
+    header = ["", "recorded episodes", "minimum", "fresh episodes", "minimum", "random policy"]
+    return markdown_table(header, rows)
+
+
+def leaderboard_table() -> str:
+    """The published numbers. From other demonstrations, so never compared for better or worse."""
+    board = pd.read_csv(runs.PUBLISHED / "leaderboard.csv")
+    rows = []
+    for _, r in board.iterrows():
+        scores = (r["halfcheetah_v4"], r["hopper_v4"], r["walker2d_v4"])
+        cells = ["" if pd.isna(x) else f"{x:.0f}" for x in scores]
+        rows.append([f"{r['method']} ({r['kind']})", r["source"], str(r["seed"]), *cells])
+    return markdown_table(["published, other demonstrations", "source", "seed", *ENVS], rows)
+
+
+# --------------------------------------------------------------------------- README's only table
+HEADLINE = {  # row of README's table: method, variant
+    "**custom, with policy access**": ("custom", "full"),
+    "**custom, reward only**": ("custom", "reward-only"),
+    "behaviour cloning": ("bc", "full"),
+    "AIRL": ("airl", "full"),
+    "GAIL": ("gail", "full"),
+    "PPO on the true reward": ("oracle", "full"),
+}
+AMOUNTS = {"dense": "50 episodes", "scarce": "1,000", "tiny": "200", "one": "50 transitions"}
+
+
+def chosen(published: pd.DataFrame, method: str, variant: str, panel: str) -> pd.DataFrame:
+    """The runs of one of the HEADLINE's rows; the oracle uses no demonstrations."""
+    rows = published[(published["method"] == method) & (published["variant"] == variant)]
+    plain = rows[rows["panel"] == ("dense" if method == "oracle" else panel)]
+    allowed = {"reward-only", panel}
+    own = plain["labels"].map(lambda labels: set(labels.split()) <= allowed)
+    return plain[own.astype(bool)]
+
+
+def readme_table(published: pd.DataFrame) -> str:
+    """Interquartile mean [interval] of each row and amount of demonstrations, and what it hides."""
+    rows, missing, worst = [], [], []
+    for title, (method, variant) in HEADLINE.items():
+        cells = []
+        for panel, amount in AMOUNTS.items():
+            frame = chosen(published, method, variant, panel)
+            scores = scores_by_env(frame)
+            if not scores:
+                cells.append("—")
+                missing.append(f"{title.strip('*')} with {amount}")
+                continue
+            mean, low, high = iqm_interval(scores)
+            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+            if method == "custom":
+                lowest = frame.loc[frame["normalized_return"].idxmin()]
+                worst.append((amount, variant, lowest))
+        rows.append([title, *cells])
+    table = markdown_table(["final policy", *AMOUNTS.values()], rows)
+    return table + "\n" + readme_notes(published, missing, worst)
+
+
+def readme_notes(published: pd.DataFrame, missing: list[str], worst: list[tuple]) -> str:
+    """Under the table: what a number is, command and time, the worst runs, what is not run yet."""
+    custom = chosen(published, "custom", "full", "dense")
+    hidden = [
+        f"{run['normalized_return']:.2f} ({run['env'].split('-')[0]}, seed {run['seed']}, "
+        f"{amount}, {'reward only' if variant == 'reward-only' else 'with policy access'})"
+        for amount, variant, run in worst
+    ]
+    minutes = custom["minutes"].sum()
+    lines = [
+        f"Interquartile mean [95 % interval] of the normalised return (0: random policy, 1: expert)"
+        f" over {', '.join(ENVS)} and {len(runs.SEEDS)} seeds: final policy, 10 deterministic"
+        " episodes. PPO on the true reward uses no demonstrations.",
+        f"`bash run_all.sh` makes the first cell: {len(custom)} runs, {minutes:.0f} minutes of one"
+        " core in all.",
+        f"The worst runs that these means hide: {'; '.join(hidden)}.",
+    ]
+    if missing:
+        lines.append(f"Not run yet: {'; '.join(missing)}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# ------------------------------------------------------------------------------------------ curves
+def read_curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """About 100 points a run: mean true return of the training episodes of the last 20 rollouts."""
+    columns = [*KEY, "steps", "true_return"]
+    curves = []
+    for run in frame[frame["steps"] > 0].to_dict("records"):  # imitation's BC takes no steps
+        metrics = pd.read_csv(Path(run["folder"]) / "metrics.csv")[["steps", "true_return"]]
+        metrics = metrics.dropna()
+        smooth = metrics["true_return"].rolling(20, min_periods=1).mean().round(1)
+        every = max(1, len(metrics) // 100)
+        points = metrics.assign(true_return=smooth).iloc[every - 1 :: every]
+        curves.append(points.assign(**{key: run[key] for key in KEY}))
+    return pd.concat(curves)[columns] if curves else pd.DataFrame(columns=columns)
+
+
+def mean_curve(curves: list[pd.Series]) -> pd.Series:
+    """The mean of curves over steps, where all have begun and none has ended; linear between."""
+    table = pd.concat(curves, axis=1).sort_index()
+    table = table.interpolate(method="index", limit_area="inside")
+    return table.mean(axis=1, skipna=False).dropna()
+
+
+def best_names(frame: pd.DataFrame, most: int = 8) -> list[str]:
+    """Row names by mean return, best first: at most `most`, rows of `custom` before all others."""
+    column = "normalized_return" if frame["normalized_return"].notna().all() else "eval_return_mean"
+    order = named(frame).groupby("name")[column].mean().sort_values(ascending=False).index
+    ours = [name for name in order if is_ours(name)]
+    kept = (ours + [name for name in order if name not in ours])[:most]
+    return [name for name in order if name in kept]
+
+
+def is_ours(name: str) -> bool:
+    return name == "custom" or name.startswith("custom-")

@@ -1,0 +1,1 @@
+"""Model-based inverse reinforcement learning: a cost learned through a differentiable planner."""

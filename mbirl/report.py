@@ -1,0 +1,130 @@
+"""Tables and figures of MBIRL, and README's block between the marker comments.
+
+python -m mbirl --compare --visual --out mbirl/data    # measures
+python -m mbirl.report                                 # README.md from mbirl/data/compare.csv
+"""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from custom_irl import replacing
+
+HERE = Path(__file__).resolve().parent
+MARKERS = ("<!-- table: python -m mbirl.report -->", "<!-- end of table -->")
+COLOURS = {"weighted": "tab:orange", "timedep": "tab:blue", "rbf": "tab:green"}
+GROUP = ["cost", "method", "detach_state", "visual"]
+HEADER = "| cost | learned by | L_IRL, cm² | over doing nothing | last goal distance over first | seeds |"
+
+
+def flat(results: list[dict]) -> pd.DataFrame:
+    """Results of runs as rows; failure labels are joined by spaces."""
+    return pd.DataFrame([{**r, "failures": " ".join(r["failures"])} for r in results])
+
+
+def label(method: str, detach_state: bool, visual: bool) -> str:
+    words = {"mbirl": "MBIRL", "apprenticeship": "apprenticeship learning", "none": "nothing"}[
+        method
+    ]
+    words += ", state detached (published code)" if detach_state else ""
+    return words + (", detected keypoints" if visual else "")
+
+
+def span(values: pd.Series, digits: int) -> str:
+    """Mean and range over seeds."""
+    return f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})"
+
+
+def verdicts(frame: pd.DataFrame) -> list[str]:
+    """The bars of the comparison, each with what was measured."""
+    own = frame[(frame.method == "mbirl") & ~frame.detach_state & ~frame.visual]
+    ratio = own.pivot(index="seed", columns="cost", values="test_loss_ratio")
+    lines = []
+    for cost, bar in (("weighted", 0.20), ("timedep", 0.15), ("rbf", 0.10)):
+        lines.append(
+            (f"{cost}: L_IRL over doing nothing at most {bar:.2f}", ratio[cost].mean(), bar)
+        )
+    goal = own[own.cost == "rbf"].test_goal_ratio.mean()
+    lines.append(("rbf: goal distance, last over first, at most 0.15", goal, 0.15))
+    rows = [f"| {text} | {value:.3f} | {mark(value <= bar)} |" for text, value, bar in lines]
+    order = int(((ratio.rbf < ratio.timedep) & (ratio.timedep <= ratio.weighted)).sum())
+    need = len(ratio) - 1
+    text = (
+        f"rbf better than timedep, timedep no worse than weighted, on {need} of {len(ratio)} seeds"
+    )
+    rows.append(f"| {text} | {order} | {mark(order >= need)} |")
+    seen = frame[frame.visual]
+    if len(seen):
+        error = seen.keypoint_error_median_px.median()
+        text = "detected keypoints: median error at most 1.5 pixels at 64 x 64"
+        rows.append(f"| {text} | {error:.2f} | {mark(error <= 1.5)} |")
+        times = seen.test_loss.mean() / own[own.cost == "rbf"].test_loss.mean()
+        text = "detected keypoints: L_IRL at most 2 times that of true keypoints"
+        rows.append(f"| {text} | {times:.2f} | {mark(times <= 2)} |")
+    return ["| bar | measured | |", "|---|---|---|", *rows]
+
+
+def mark(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Markdown: the means over seeds (and ranges) on test demonstrations, and the bars."""
+    frame = frame.fillna({"keypoint_error_median_px": float("nan")})
+    first = frame.drop_duplicates("seed")
+    lines = [HEADER, "|---|---|---|---|---|---|"]
+    nothing = span(first.test_loss_nothing, 0)
+    lines.append(f"| none | doing nothing | {nothing} | 1 | 1 | {len(first)} |")
+    for key, rows in frame.groupby(GROUP, sort=False):
+        cells = [key[0], label(*key[1:]), span(rows.test_loss, 0), span(rows.test_loss_ratio, 3)]
+        cells += [span(rows.test_goal_ratio, 3), str(len(rows))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *verdicts(frame)])
+
+
+def draw_losses(folder: Path) -> None:
+    """losses.png from curves.csv: L_IRL over updates of the cost, train and test, three costs."""
+    curves = pd.read_csv(folder / "curves.csv")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for axis, split in zip(axes, ("train", "test")):
+        for cost, colour in COLOURS.items():
+            for suffix, style in (("", "-"), ("-detached", ":")):
+                name = cost + suffix
+                chosen = curves[curves["name"] == name]
+                rows = chosen.groupby("updates")[f"{split}_loss_ratio"]
+                text = cost + (", state detached" if suffix else "")
+                axis.plot(rows.mean(), style, color=colour, label=text)
+                if not suffix:
+                    axis.fill_between(
+                        rows.mean().index, rows.min(), rows.max(), color=colour, alpha=0.2, lw=0
+                    )
+        axis.axhline(1, color="grey", lw=0.8)
+        axis.set(title=f"{split} demonstrations", xlabel="updates of the cost", yscale="log")
+    axes[0].set_ylabel("L_IRL over that of doing nothing")
+    axes[1].legend(fontsize=7)
+    figure.tight_layout()
+    with replacing(folder / "losses.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def readme_block() -> str:
+    """What README holds between the markers."""
+    return "\n" + table(pd.read_csv(HERE / "data" / "compare.csv")) + "\n"
+
+
+def write_readme() -> None:
+    """Rewrites README's block; everything else stays."""
+    path = HERE / "README.md"
+    before, rest = path.read_text().split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    with replacing(path) as temporary:
+        temporary.write_text(before + MARKERS[0] + readme_block() + MARKERS[1] + after)
+
+
+if __name__ == "__main__":
+    write_readme()

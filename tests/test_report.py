@@ -1,0 +1,162 @@
+"""Tables, statistics and documents: what they say is what result files and committed rows say."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import custom_irl as irl
+from benchmark import report, runs, tables
+
+
+def write_run(results, method="custom", env="Hopper-v4", seed=1, score=1000.0, share=0.5, **config):
+    """A finished run's folder without weights."""
+    args = irl.Args(env=env, seed=seed)
+    config = irl.config_of(args) | config
+    labels = runs.labels_of(config)
+    folder = runs.folder_of(results, method, labels, env, seed)
+    evaluation = {"returns": [score] * 10, "lengths": [1000] * 10, "mean": score, "std": 0.0}
+    result = {
+        "schema": 2,
+        "id": f"{method}{env}{seed}{labels}",
+        "method": method,
+        "env": env,
+        "seed": seed,
+        "steps": 999_424,
+        "eval_return_mean": score,
+        "eval_return_std": 0.0,
+        "normalized_return": share,
+        "evaluation": {"deterministic": evaluation, "sampled": evaluation},
+        "steps_per_second": 800.0,
+        "seconds": {"ppo": 60.0},
+        "config": config,
+        "versions": {"mujoco": "3.15.0"},
+        "date": "2026-01-01T00:00:00+00:00",
+    }
+    folder.mkdir(parents=True)
+    irl.write_text(folder / "result.json", json.dumps(result))
+    origin = {"git_commit": "a" * 40, "git_clean": True, "hardware": {"cpu": "a cpu"}}
+    irl.write_text(folder / "origin.json", json.dumps(origin))
+    rows = [{"steps": 2048 * i, "true_return": 10.0 * i} for i in range(1, 30)]
+    irl.write_metrics(folder / "metrics.csv", rows)
+    return folder
+
+
+def test_a_row_states_what_the_run_wrote(tmp_path):
+    write_run(tmp_path, no_policy_access=True, demo_episodes=20, demo_subsample=20)
+    (row,) = tables.read_runs(tmp_path).to_dict("records")
+    assert (row["variant"], row["panel"], row["labels"]) == (
+        "reward-only",
+        "scarce",
+        "reward-only scarce",
+    )
+    assert (row["git_commit"], row["git_clean"], row["minutes"]) == ("a" * 40, True, 1.0)
+
+
+def test_a_backup_of_a_run_counts_once_and_is_said(tmp_path, capsys):
+    folder = write_run(tmp_path, seed=1)
+    write_run(tmp_path, seed=2, score=2000.0)
+    shutil.copytree(folder, tmp_path / "backup" / "seed1")
+    frame = tables.read_runs(tmp_path)
+    assert sorted(frame["seed"]) == [1, 2]
+    assert str(folder) in capsys.readouterr().out
+
+
+def test_a_run_of_a_single_command_has_no_commit_and_is_never_published(tmp_path):
+    folder = write_run(tmp_path)
+    (folder / "origin.json").unlink()
+    frame = tables.read_runs(tmp_path)
+    assert not frame["git_clean"].any()
+    with pytest.raises(irl.UserError, match="no run to publish"):
+        report.publish(frame)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"schema": 2, "method": "custom"}'])
+def test_a_broken_result_is_named(tmp_path, text):
+    folder = write_run(tmp_path)
+    (folder / "result.json").write_text(text)
+    with pytest.raises(irl.UserError, match=r"result\.json: "):
+        tables.read_runs(tmp_path)
+
+
+def test_runs_of_an_own_environment_without_a_card_are_reported(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        write_run(tmp_path, env="Own-v0", seed=seed, score=-5.0 * seed, share=None)
+    report.main(report.Config(results=tmp_path))
+    text = capsys.readouterr().out
+    assert "| final policy | Own-v0 |" in text
+    assert "| **custom** | -10 ± 5 |" in text
+    assert "nan" not in text
+    assert "expert" not in text.split("## ")[0].split("|", 1)[1]
+    assert (tmp_path / "curves-Own-v0.png").exists()
+
+
+def test_another_experts_card_never_normalises(tmp_path):
+    """A run on Hopper-v4 with own demonstrations without a card has no normalised return."""
+    for seed in (1, 2):
+        write_run(tmp_path, seed=seed, share=None)
+    frame = tables.read_runs(tmp_path)
+    assert "| **custom** |  | 1000 ± 0, 2 runs |" in tables.headline_table(frame)
+    assert tables.aggregate_table(frame) == ""
+
+
+def test_a_short_look_is_marked(tmp_path):
+    folder = write_run(tmp_path, total_timesteps=40_960)
+    origin = runs.read_json(folder / "origin.json") | {"quick": True}
+    irl.write_text(folder / "origin.json", json.dumps(origin))
+    frame = tables.read_runs(tmp_path)
+    assert "Rows ending in -quick are a short look" in report.summary(frame)
+    assert "**custom-quick**" in report.summary(frame)
+    assert report.official(frame).empty
+
+
+# -------------------------------------------------------------------------------------- statistics
+def test_statistics_on_cases_with_known_answers():
+    scores = [np.array([0.0, 1.0]), np.array([2.0, 3.0]), np.array([4.0, 100.0])]
+    assert tables.interquartile_mean(*scores) == pytest.approx((1 + 2 + 3 + 4) / 4)
+    mean, low, high = tables.iqm_interval(scores)
+    assert low <= mean <= high
+    constant = [np.full(3, 0.5)] * 3
+    assert tables.iqm_interval(constant) == (0.5, 0.5, 0.5)
+    ours, theirs = [np.array([2.0, 3.0])], [np.array([1.0, 2.0])]
+    assert tables.probability_of_improvement(ours, theirs) == pytest.approx((2 + 0.5 + 1) / 4)
+
+
+def test_the_mean_of_curves_covers_the_steps_that_all_have():
+    curves = [pd.Series([0.0, 10.0], index=[0, 10]), pd.Series([5.0, 5.0, 5.0], index=[5, 8, 20])]
+    mean = tables.mean_curve(curves)
+    assert mean.to_dict() == {5: 5.0, 8: 6.5, 10: 7.5}
+
+
+# --------------------------------------------------------------------------------------- documents
+@pytest.mark.parametrize("path_and_name", list(report.blocks()), ids=lambda key: key[1])
+def test_the_documents_say_what_the_committed_rows_say(path_and_name):
+    assert tables.read_block(*path_and_name) == report.blocks()[path_and_name].strip()
+
+
+def test_published_rows_are_full_runs_of_clean_commits():
+    published = tables.read_published()
+    own = published[~published["method"].isin(tables.CONTROLS)]
+    assert own["git_clean"].astype(bool).all()
+    assert own["git_commit"].str.fullmatch("[0-9a-f]{40}").all()
+    assert not own["labels"].str.contains("quick").any()
+    assert not own[tables.KEY].duplicated().any()
+
+
+def test_publishing_replaces_rows_of_the_same_run_and_keeps_the_others(tmp_path):
+    write_run(tmp_path, seed=1, score=1.0)
+    write_run(tmp_path, seed=2, score=2.0)
+    file = tmp_path / "rows.csv"
+    tables.merge_published(file, tables.read_runs(tmp_path))
+    shutil.rmtree(tmp_path / "custom")
+    write_run(tmp_path, seed=2, score=20.0)
+    merged = tables.merge_published(file, tables.read_runs(tmp_path))
+    assert dict(zip(merged["seed"], merged["eval_return_mean"])) == {1: 1.0, 2: 20.0}
+
+
+def test_a_document_without_the_marks_is_named(tmp_path):
+    (tmp_path / "page.md").write_text("text\n")
+    with pytest.raises(irl.UserError, match=r"page\.md: no block speed"):
+        tables.write_block(tmp_path / "page.md", "speed", "a table")
