@@ -218,9 +218,8 @@ def test_a_quick_look_leaves_out_what_the_ablation_leaves_out():
 # ------------------------------------------------------------------------------------------- table
 @pytest.fixture
 def published(tmp_path):
-    """An empty table and a page with the block; the paths of both."""
+    """Where the table goes, and a page with the block."""
     table = tmp_path / "ablations.csv"
-    pd.read_csv(ablations.TABLE).iloc[:0].to_csv(table, index=False)
     page = tmp_path / "METHOD.md"
     page.write_text("before\n<!-- begin: ablations -->\n<!-- end: ablations -->\nafter\n")
     return table, page
@@ -237,7 +236,7 @@ def results(tmp_path):
     def add(method: str, clean: bool = True, **changes) -> dict:
         run = tmp_path / "results" / f"{method}-{clean}"
         shutil.copytree(folder, run, dirs_exist_ok=True)
-        changed = {**result, "method": method, **changes}
+        changed = {**result, "id": f"{method}-{clean}", "method": method, **changes}
         (run / "result.json").write_text(json.dumps(changed))
         commit = {"git_commit": "0123456789abcdef", "git_clean": clean}
         (run / "origin.json").write_text(json.dumps(origin | commit))
@@ -270,10 +269,8 @@ def test_the_table_holds_the_ablations_of_committed_code_and_grows(published, re
     assert (kept, replaced) == (pytest.approx(result["eval_return_mean"]), 7.0)
 
 
-def test_the_methods_table_is_what_the_committed_runs_say(tmp_path):
-    page = tmp_path / "METHOD.md"
-    shutil.copy(ablations.METHOD_PAGE, page)
-    table = ablations.read_table(ablations.TABLE)
-    tables.write_block(page, "ablations", ablations.markdown(table))
-    assert page.read_text() == ablations.METHOD_PAGE.read_text()
+def test_the_methods_table_is_what_the_committed_runs_say():
+    table = tables.read_published(ablations.TABLE)
+    block = tables.read_block(ablations.METHOD_PAGE, "ablations")
+    assert block == ablations.markdown(table).strip()
     assert set(table["method"]) <= {f"ablation-{name}" for name in ablations.ABLATIONS}
