@@ -30,7 +30,6 @@ import matplotlib.pyplot as plt
 
 TABLE = runs.PUBLISHED / "ablations.csv"
 METHOD_PAGE = irl.ROOT / "benchmark" / "METHOD.md"
-KEY = ["method", "variant", "panel", "labels", "env", "seed"]  # one run
 DEFAULTS = IRLAlgorithm.hyperparameters
 NO_LAMBDA_RETURNS = {"td_lambda": 0.0}
 NO_GRADIENT_PENALTY = {"gradient_penalty": 0.0}
@@ -202,10 +201,6 @@ class Config:
     """folder with the runs"""
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path).fillna({"labels": ""})
-
-
 def publish(results: Path, path: Path) -> None:
     """Merges the runs below `results` into the table at `path`, in place of the same ones there.
 
@@ -213,14 +208,11 @@ def publish(results: Path, path: Path) -> None:
         UserError: if there is no run of an ablation, of a clean commit and not a quick look.
     """
     found = tables.read_runs(results)
-    wanted = found["method"].str.startswith("ablation-") & found["git_clean"].eq(True)
-    found = found[wanted & ~found["labels"].str.contains("quick")]
+    found = found[found["method"].str.startswith("ablation-") & found["git_clean"]]
+    found = found[~found["labels"].str.contains("quick")]
     if found.empty:
         raise irl.UserError(f"{results}: no run of an ablation of a committed, clean tree")
-    published = read_table(path)
-    merged = pd.concat([published, found[published.columns]])
-    merged = merged.drop_duplicates(KEY, keep="last").sort_values(KEY)
-    irl.write_text(path, merged.to_csv(index=False))
+    tables.merge_published(path, found)
 
 
 def cells_of(table: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
@@ -245,8 +237,7 @@ def markdown(table: pd.DataFrame) -> str:
             scores = scores_of(cell, name)
             seeds = ", ".join(f"{score:.2f}" for score in scores)
             row.append(f"{scores.mean():.2f} ({seeds})" if seeds else "")
-        commits = table.loc[table["method"] == f"ablation-{name}", "git_commit"].str[:7]
-        rows.append([*row, ", ".join(commits.unique())])
+        rows.append([*row, tables.commits(table[table["method"] == f"ablation-{name}"])])
     return tables.markdown_table([*header, "commit"], rows)
 
 
@@ -276,7 +267,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def write_blocks(path: Path, page: Path) -> None:
     """The table at `path` as a figure beside it and as the block `ablations` of `page`."""
-    table = read_table(path)
+    table = tables.read_published(path)
     tables.write_block(page, "ablations", markdown(table))
     draw(table, path.with_suffix(".png"))
 

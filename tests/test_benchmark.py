@@ -14,7 +14,7 @@ import pytest
 
 import custom_irl as irl
 from benchmark import launch, resume, runs
-from conftest import ROOT, command
+from conftest import ROOT
 
 RESULT = {"schema": 2}
 
@@ -153,13 +153,13 @@ def test_demonstrations_of_another_format_are_converted_once(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ running
-def test_a_stopped_launch_continues_and_skips_what_is_finished(tmp_path):
-    flags = ("--total-timesteps", "12288", "--update-epochs", "1")
-    words = ("-m", "benchmark.launch", "--method", "constant", "--envs", "Hopper-v4", *flags)
-    words += ("--seeds", "1", "2", "--jobs", "1", "--results", str(tmp_path))
+def test_a_stopped_launch_continues_and_skips_what_is_finished(launcher, tmp_path):
+    words = ["--method", "constant", "--envs", "Hopper-v4", "--seeds", "1", "2", "--jobs", "1"]
+    words += ["--total-timesteps", "12288", "--update-epochs", "1"]
     runs_of_label = tmp_path / "constant-12288-steps-update-epochs-1" / "Hopper-v4"
     first, second = runs_of_label / "seed1", runs_of_label / "seed2"
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE)
+    line = [sys.executable, "-m", "benchmark.launch", "--results", str(tmp_path), *words]
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE)
     while not (second / "metrics.csv").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -170,12 +170,12 @@ def test_a_stopped_launch_continues_and_skips_what_is_finished(tmp_path):
     assert not (second / "result.json").exists()
     finished = (first / "result.json").stat().st_mtime_ns
 
-    done = command(*words)
-    assert done.returncode == 0, done.stderr
+    assert launcher(*words) == 0
     assert (first / "result.json").stat().st_mtime_ns == finished
     assert runs.read_result(second)["steps"] == 12288
     assert "stopped" in (second / "log.txt").read_text()  # this log is of both launches
     assert not (second / "training.pt").exists()
+    assert (tmp_path / "summary.md").exists()
 
 
 ENDINGS = {
