@@ -21,7 +21,7 @@ from custom_irl import UserError, replacing
 from mbirl.kinematics import PUSHER, Arm, keypoints
 
 COLUMNS = ["x1", "y1", "z1", "x2", "y2", "z2"]
-START = (0.1, 0.6, 0.1, -0.85, 0.1, -0.3, 0.1)  # radians, inside the limits
+START = (0.0, 0.6, 0.0, -0.85, 0.0, -0.3, 0.0)  # radians, inside the limits
 
 
 @dataclass(frozen=True)

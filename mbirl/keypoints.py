@@ -13,7 +13,7 @@ of a CNN decoder: without the first term the gradient vanishes where a blob over
 
 Dynamics: an MLP z[t+1] = z[t] + f(z[t], q[t], a[t]), trained on detected keypoints before and
 after random actions. Keypoints are scaled to centimetres at the camera's target. The projected true
-fingertips serve to measure the error alone.
+ends of the rod serve to measure the error alone.
 
     python -m mbirl --cost rbf --visual
 """
@@ -37,6 +37,7 @@ from mbirl.kinematics import Arm, forward
 K = 2  # keypoints
 GRID = 32  # side of the detector's heatmaps
 SIGMA = 1.4  # of a blob, pixels
+CHECKPOINT_EVERY = 200  # batches
 SPREAD = (0.4, 0.7, 0.4, 0.9, 0.4, 0.7, 0.4)  # random joints about the start, radians
 
 
@@ -52,7 +53,7 @@ class VisualConfig:
     """images a batch of the detector; 8 times as many pairs a batch of the dynamics"""
     lr: float = 2e-3
     """Adam's step size at first, for both; it falls to 0 as a cosine"""
-    max_action: float = 0.3
+    max_action: float = 0.6
     """largest random action, radians"""
     visual_seed: int = 1
     """seed of the images, of the detector and of the dynamics"""
@@ -183,10 +184,10 @@ def detect(detector: Detector, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([detector(batch) for batch in images.split(256)])
 
 
-def pixel_errors(detector: Detector, arm: Arm, q: torch.Tensor, images: torch.Tensor):
-    """Distances (N, K), pixels, of keypoints to fingertips, in the better of both orders."""
+def pixel_errors(detector: Detector, q: torch.Tensor, images: torch.Tensor):
+    """Distances (N, K), pixels, of keypoints to the rod's ends, in the better of both orders."""
     points = detect(detector, images)
-    truth = scene.project(forward(arm, q))
+    truth = scene.project(forward(scene.ROD, q))
     orders = [(points[:, list(o)] - truth).norm(dim=-1) for o in permutations(range(K))]
     return min(orders, key=lambda errors: errors.median())
 
@@ -214,7 +215,7 @@ def fit(net, loss_of, steps: int, config: VisualConfig, path: Path, key: str, ti
         loss.backward()
         optimizer.step()
         schedule.step()
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
             bar.set_postfix(loss=f"{loss.item():.3g}")
             state = {"key": key, "step": step + 1, "net": net.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
@@ -226,7 +227,7 @@ def learn_model(arm: Arm, start, config: VisualConfig, folder: Path):
     """Detector, dynamics and their metrics, trained or taken from `folder`.
 
     Metrics, on 500 images of another seed: median and 90th percentile of the keypoint error,
-    pixels, and the dynamics' error after one step over that of no motion (both on detected keypoints).
+    pixels, and the dynamics' error after one step over that of no motion.
     """
     began = time.monotonic()
     if min(config.frames // 100, config.detector_steps, config.dynamics_steps) < 1:
@@ -234,6 +235,13 @@ def learn_model(arm: Arm, start, config: VisualConfig, folder: Path):
     files = [Path(__file__), Path(scene.__file__)]
     code = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
     key = json.dumps([asdict(config), list(start), code])
+    done = folder / "model.json"
+    saved = json.loads(done.read_text()) if done.is_file() else {}
+    if saved.get("key") == key:
+        detector, dynamics = Detector(), Dynamics(arm.num_joints)
+        for net, name in ((detector, "detector.pt"), (dynamics, "dynamics.pt")):
+            net.load_state_dict(torch.load(folder / name, weights_only=True)["net"])
+        return detector, dynamics.requires_grad_(False), saved["metrics"]
     pairs = random_joints(arm, start, config, config.frames // 2, config.visual_seed)
     joints = torch.cat(pairs)
     frames = scene.images(joints, lambda q: tqdm(q, "rendering", disable=None))
@@ -260,7 +268,7 @@ def learn_model(arm: Arm, start, config: VisualConfig, folder: Path):
     fit(dynamics, dynamics_loss, config.dynamics_steps, config, path, key, "dynamics")
     held = random_joints(arm, start, config, 250, config.visual_seed + 10_000)
     held_frames = scene.images(torch.cat(held))
-    errors = pixel_errors(detector, arm, torch.cat(held), held_frames)
+    errors = pixel_errors(detector, torch.cat(held), held_frames)
     z, z_next = to_cm(detect(detector, held_frames)).chunk(2)
     with torch.no_grad():
         predicted = z + dynamics(z, held[0], held[1] - held[0])
@@ -270,4 +278,6 @@ def learn_model(arm: Arm, start, config: VisualConfig, folder: Path):
         "dynamics_error_ratio": ((predicted - z_next).norm() / (z - z_next).norm()).item(),
         "visual_seconds": time.monotonic() - began,
     }
+    with replacing(done) as temporary:
+        temporary.write_text(json.dumps({"key": key, "metrics": metrics}, indent=1) + "\n")
     return detector, dynamics.requires_grad_(False), metrics

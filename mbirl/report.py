@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 MARKERS = ("<!-- table: python -m mbirl.report -->", "<!-- end of table -->")
 COLOURS = {"weighted": "tab:orange", "timedep": "tab:blue", "rbf": "tab:green"}
 GROUP = ["cost", "method", "detach_state", "visual"]
-HEADER = "| cost | learned by | L_IRL, cm² | over doing nothing | last goal distance over first | seeds |"
+HEADER = "| cost | learned by | L_IRL, cm² | over doing nothing | goal distance | seeds |"
 
 
 def flat(results: list[dict]) -> pd.DataFrame:

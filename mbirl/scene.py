@@ -1,17 +1,17 @@
-"""RGB images of the Pusher arm from one fixed camera, by MuJoCo's off-screen renderer.
+"""RGB images of the Pusher arm from one fixed orthographic camera, by MuJoCo's off-screen renderer.
 
-Gymnasium's pusher.xml without its object and goal, all of it grey, with a red and a blue ball of
-3.5 cm radius at the fingertips. The renderer needs OpenGL without a display: EGL (Debian packages
-libegl1 and libgl1-mesa-dri) or OSMesa (libosmesa6, with MUJOCO_GL=osmesa). `film` draws a GIF:
+Gymnasium's pusher.xml without its object and goal, all of it grey, holding a rod with a red and a
+blue ball of 3.5 cm radius at its ends. The renderer needs OpenGL without a display: EGL (Debian
+packages libegl1 and libgl1-mesa-dri) or OSMesa (libosmesa6, with MUJOCO_GL=osmesa). `film` draws:
 
     film(Path("film.gif"), {"demonstration": q_demo, "plan": q_plan}, demo)
 """
 
-import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -21,46 +21,31 @@ import torch
 from PIL import Image, ImageDraw
 
 from custom_irl import UserError, replacing
-from mbirl.kinematics import CM_PER_M
+from mbirl.kinematics import CM_PER_M, PUSHER
 
 XML = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "pusher.xml"
 LOOKAT = np.array((0.6, -0.6, -0.15))  # metres
-DISTANCE = 1.5  # of the camera from LOOKAT, metres
-AZIMUTH = math.radians(125)
-ELEVATION = math.radians(-25)
-FOVY = 45.0  # degrees
+DISTANCE = 3.0  # of the camera from LOOKAT, metres
+EXTENT = 1.25  # height and width of what an image shows, metres
 SIZE = 64  # pixels a side
-CM_PER_PIXEL = CM_PER_M * 2 * DISTANCE * math.tan(math.radians(FOVY) / 2) / SIZE  # at LOOKAT
+CM_PER_PIXEL = CM_PER_M * EXTENT / SIZE
 TABLE_HEIGHT = -0.55  # metres; pusher.xml's, at -0.325, is above the demonstrations' last states
 NO_RENDERING = (
     "no off-screen rendering: expected EGL (Debian: libegl1, libgl1-mesa-dri) or OSMesa "
     "(libosmesa6, with MUJOCO_GL=osmesa)"
 )
-TIP_COLOURS = {"tip_arml": (0.9, 0.1, 0.1, 1.0), "tip_armr": (0.1, 0.2, 0.9, 1.0)}
+ROD = replace(
+    PUSHER, tips=((0.1, 0.0, -0.05), (0.1, 0.0, 0.05))
+)  # ends of the rod the gripper holds
+COLOURS = ((0.9, 0.1, 0.1, 1.0), (0.1, 0.2, 0.9, 1.0))
+GREY = (0.55, 0.55, 0.55, 1.0)
 
 
-def camera_frame() -> tuple[np.ndarray, np.ndarray]:
-    """Position (3,) and axes (3, 3) of the camera: rows right, up, backwards."""
-    forward = np.array(
-        (
-            math.cos(ELEVATION) * math.cos(AZIMUTH),
-            math.cos(ELEVATION) * math.sin(AZIMUTH),
-            math.sin(ELEVATION),
-        )
-    )
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right)
-    return LOOKAT - DISTANCE * forward, np.stack((right, np.cross(right, forward), -forward))
-
-
-def project(points: torch.Tensor, size: int = SIZE) -> torch.Tensor:
+def project(points: torch.Tensor) -> torch.Tensor:
     """Pixels (..., 2) as (column, row), from the top left corner, of points (..., 3), metres."""
-    position, axes = (points.new_tensor(x) for x in camera_frame())
-    seen = (points - position) @ axes.T
-    focal = size / 2 / math.tan(math.radians(FOVY) / 2)
-    column = size / 2 - focal * seen[..., 0] / seen[..., 2]
-    row = size / 2 + focal * seen[..., 1] / seen[..., 2]
-    return torch.stack((column, row), -1)
+    across = (points[..., 0] - LOOKAT[0]) / EXTENT
+    up = (points[..., 2] - LOOKAT[2]) / EXTENT
+    return SIZE * torch.stack((0.5 + across, 0.5 - up), -1)
 
 
 def load_mujoco():
@@ -75,20 +60,29 @@ def load_mujoco():
 
 
 def build_model(size: int):
-    """The grey Pusher arm with coloured fingertips and the camera, as a mujoco.MjModel."""
+    """The grey Pusher arm, the rod it holds and the camera, as a mujoco.MjModel."""
     mujoco = load_mujoco()
     spec = mujoco.MjSpec.from_file(str(XML))
     for name in ("object", "goal"):
         spec.delete(spec.body(name))
     for geom in spec.geoms:
-        geom.rgba = TIP_COLOURS.get(geom.name, (0.55, 0.55, 0.55, 1.0))
-        if geom.name in TIP_COLOURS:
-            geom.size = (0.035, 0.0, 0.0)
+        geom.rgba = GREY
+    gripper = spec.body("tips_arm")
+    ends = [*ROD.tips[0], *ROD.tips[1]]
+    kind = mujoco.mjtGeom
+    gripper.add_geom(type=kind.mjGEOM_CAPSULE, fromto=ends, size=(0.012, 0, 0), rgba=GREY)
+    for tip, colour in zip(ROD.tips, COLOURS):
+        gripper.add_geom(type=kind.mjGEOM_SPHERE, pos=tip, size=(0.035, 0, 0), rgba=colour)
     spec.geom("table").pos = (0.5, -0.3, TABLE_HEIGHT)
     spec.geom("table").rgba = (0.75, 0.75, 0.75, 1.0)
-    position, axes = camera_frame()
+    # Orthographic and across the plane of the demonstrations: for any other camera, a turn of the
+    # first joint, which moves the gripper the most, would pass for a motion in that plane.
     spec.worldbody.add_camera(
-        name="fixed", pos=position, xyaxes=[*axes[0], *axes[1]], fovy=FOVY, mode=0
+        name="fixed",
+        pos=LOOKAT - (0.0, DISTANCE, 0.0),
+        xyaxes=[1, 0, 0, 0, 0, 1],
+        proj=mujoco.mjtProjection.mjPROJ_ORTHOGRAPHIC,
+        fovy=EXTENT,
     )
     spec.visual.headlight.ambient = (0.4, 0.4, 0.4)
     spec.visual.global_.offwidth = size
