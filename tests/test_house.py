@@ -65,8 +65,9 @@ def test_custom_irl_imports_nothing_of_ours(graph):
     assert graph["custom_irl"] == set()
 
 
-def test_formats_imports_nothing_of_ours_and_runs_only_the_core(graph):
-    assert graph["demos.formats"] <= {"demos.transitions"}
+def test_formats_imports_its_readers_alone_and_runs_only_the_core(graph):
+    readers = {f"demos.{name}" for name in ("arrow", "columns", "hdf5", "transitions")}
+    assert reachable(graph, "demos.formats") <= readers
     assert graph["benchmark.runs"] <= {"custom_irl", "demos.formats"}
 
 
