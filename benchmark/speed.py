@@ -217,9 +217,8 @@ def product_rate() -> float:
 
 
 # ----------------------------------------------------------------------------------- measurements
-def measure(env_id: str, config: Config, bar: tqdm) -> list[dict]:
+def measure(args: irl.Args, config: Config, bar: tqdm) -> list[dict]:
     """Rows of speed.csv. Candidates take turns, so that a slow minute hits all of them alike."""
-    args = irl.Args(env_id)
     custom = OurLoop(args, irl.RewardNetwork, Improving)
     reward_only = replace(args, no_policy_access=True)
     candidates = {
@@ -257,7 +256,7 @@ def measure(env_id: str, config: Config, bar: tqdm) -> list[dict]:
         {"repeat": "", "what": f"phase {phase}", "steps_per_second": 1 / s}
         for phase, s in seconds.items()
     ]
-    return [{"env": env_id, **row, "machine": machine()} for row in rows]
+    return [{"env": args.env, **row, "machine": machine()} for row in rows]
 
 
 def machine() -> str:
@@ -305,12 +304,12 @@ def main() -> None:
         total = len(config.envs) * config.repeats
         with tqdm(total=total, desc="measuring", disable=None) as bar:
             for env_id in config.envs:
-                rows += measure(env_id, config, bar)
+                rows += measure(irl.Args(env_id), config, bar)
         irl.write_metrics(config.out, rows)
     block = speed_block(pd.read_csv(config.out))
-    print(block)
     if config.out == CSV:
         tables.write_block(README, "speed", block)
+    print(block)
 
 
 if __name__ == "__main__":

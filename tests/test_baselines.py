@@ -1,18 +1,20 @@
-"""The reference methods: signs and equations against a direct calculation, and a tiny run of each."""
+"""The reference methods: signs and equations against a direct calculation, and a tiny run each."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import custom_irl as irl
-from baselines import airl, bc, gail
-from benchmark import launch
-from conftest import command
+from baselines import airl, bc, constant, gail, imitation_peers, untrained
+from baselines.frozen import Frozen, frozen
+from benchmark import runs
 
 OBS_DIM, ACTION_DIM = 4, 2
 ARGS = SimpleNamespace(irl_lr=1e-3, irl_batch_size=64, n_irl_updates_per_round=5)
+TINY = {"total_timesteps": 2048, "demo_episodes": 4, "demo_subsample": 20, "update_epochs": 1}
 
 
 def transitions(n: int, shift: float = 0.0) -> list[torch.Tensor]:
@@ -48,7 +50,9 @@ def test_airl_logit_subtracts_the_log_probability_and_its_reward_does_not():
         torch.testing.assert_close(algorithm.logits(obs, acts, next_obs), f - logprob)
 
 
-@pytest.mark.parametrize("classes", [(gail.GAILDiscriminator, gail.GAIL), (airl.AIRLReward, airl.AIRL)])
+@pytest.mark.parametrize(
+    "classes", [(gail.GAILDiscriminator, gail.GAIL), (airl.AIRLReward, airl.AIRL)]
+)
 def test_discriminators_learn_to_prefer_the_expert(classes):
     _, algorithm, demos = make(*classes)
     if hasattr(algorithm, "set_policy"):
@@ -75,16 +79,61 @@ def test_bc_imitates_and_refuses_to_run_without_the_policy():
     assert (algorithm.compute_reward(*rollout) == 0).all()
 
 
-# The ablations are one command with a name: tests/test_ablations.py sees what each of them leaves out.
-COMMANDS = [method for method in launch.METHODS if method != "custom" and not method.startswith("ablation-")]
+def test_controls_pay_one_and_what_an_untrained_network_says():
+    batch = transitions(20)
+    _, algorithm, _ = make(constant.ConstantReward, constant.Constant)
+    assert (algorithm.compute_reward(*batch) == 1).all()
+    net, algorithm, demos = make(airl.AIRLReward, untrained.Untrained)
+    before = algorithm.compute_reward(*batch)
+    algorithm.update(*batch, torch.zeros(20))
+    torch.testing.assert_close(algorithm.compute_reward(*batch), before)
+    normalized = net.obs_norm(demos["obs"])
+    torch.testing.assert_close(normalized.mean(0), torch.zeros(OBS_DIM), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("method", [*COMMANDS, "ablation-one-step"])
-def test_each_runs_through_the_launcher(method, tmp_path):
-    flags = ("--envs", "Hopper-v4", "--seeds", "1", "--results", tmp_path)
-    tiny = ("--total-timesteps", "2048", "--demo-episodes", "4", "--demo-subsample", "20")
-    done = command("-m", "benchmark.launch", "--method", method, *flags, *tiny)
-    assert done.returncode == 0, done.stderr
-    label = f"{method}-2048-steps-tiny"
-    result = json.loads((tmp_path / label / "Hopper-v4" / "seed1" / "result.json").read_text())
-    assert result["method"] == method and label in (tmp_path / "summary.md").read_text()
+def test_a_frozen_reward_is_the_finished_runs_network(tiny_run):
+    folder, result, _ = tiny_run
+    make_net, algorithm_cls, method = frozen(folder)
+    assert (algorithm_cls, method) == (Frozen, "custom-frozen")
+    weights = torch.load(folder / "reward_net.pt")
+    for key, value in make_net(*result["dims"]).state_dict().items():
+        assert torch.equal(value, weights[key])
+    with pytest.raises(irl.UserError, match=r"are \[11, 3\]; expected \[17, 6\]"):
+        make_net(17, 6)
+
+
+def test_a_run_without_a_reward_cannot_be_frozen(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run[0], tmp_path / "oracle")
+    (folder / "reward_net.pt").unlink()
+    with pytest.raises(irl.UserError, match="learns no reward"):
+        frozen(folder)
+    with pytest.raises(irl.UserError, match="expected the folder of a finished run"):
+        frozen(tmp_path)
+
+
+@pytest.mark.parametrize("method", [name for name in runs.METHODS if name != "custom"])
+def test_each_method_runs(method, tmp_path):
+    args = irl.Args("Hopper-v4", out=tmp_path / method, **TINY)
+    result = irl.run(*runs.method_named(method).classes(), args, method)
+    assert (result["method"], result["steps"]) == (method, 2048)
+    assert result["normalized_return"] is not None
+
+
+@pytest.mark.parametrize("peer", ["bc", "airl"])
+def test_imitations_trainers_leave_the_result_of_any_run(peer, tmp_path, monkeypatch):
+    monkeypatch.setattr(imitation_peers, "BC_EPOCHS", 1)
+    args = irl.Args("Hopper-v4", out=tmp_path / "run", **TINY)
+    result = imitation_peers.run(peer, args)
+    assert result == runs.read_result(args.out)
+    assert result["steps"] == (0 if peer == "bc" else 2048)
+    assert result["demos"]["transitions"] == 200
+    assert json.loads((args.out / "origin.json").read_text())["quick"] is False
+    assert imitation_peers.run(peer, args) == result  # read, not trained again
+
+
+def test_imitations_trainers_refuse_what_they_cannot_do(tmp_path):
+    args = irl.Args("Hopper-v4", out=tmp_path, true_reward=True)
+    with pytest.raises(irl.UserError, match="--true-reward: imitation's trainers have no such"):
+        imitation_peers.run("gail", args)
+    with pytest.raises(irl.UserError, match="--out: expected the folder"):
+        imitation_peers.run("gail", irl.Args("Hopper-v4"))

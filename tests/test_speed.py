@@ -1,51 +1,70 @@
-"""benchmark/speed.py: what it counts, and that its page says what it measured."""
+"""benchmark/speed.py: what it counts, and that its tables say what it measured."""
 
+import shutil
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
-from benchmark import speed
+import custom_irl as irl
+from benchmark import speed, tables
 
 
 def test_the_products_of_a_layer_and_its_gradients_are_counted():
-    """2 n m k each: forward, and in the weight and in the input backward; adding a bias is not a product."""
-    layer, x = torch.nn.Linear(32, 48), torch.randn(64, 32, requires_grad=True)
+    """2 n m k each: forward, and in the weight and in the input backward; a bias is no product."""
+    layer = torch.nn.Linear(32, 48)
+    x = torch.randn(64, 32, requires_grad=True)
     with speed.ProductCounter() as counter:
         layer(x).sum().backward()
     assert counter.flops == 3 * 2 * 64 * 32 * 48
 
 
-def test_the_plain_loop_and_the_environment_advance_a_rollout():
-    for make in (speed.plain_loop, speed.environment_alone):
-        assert make("Hopper-v4")() == 2048
+def test_the_tables_are_medians_and_ratios_of_the_rows():
+    rows = [
+        {"env": "E", "repeat": repeat, "what": what, "steps_per_second": rate, "machine": "M"}
+        for repeat, rates in enumerate([(100.0, 50.0), (300.0, 100.0), (200.0, 200.0)])
+        for what, rate in zip(("custom", "plain"), rates)
+    ]
+    phases = [(phase, 1e6 / (i + 1)) for i, phase in enumerate(speed.PHASES)]
+    rows += [
+        {"env": "E", "repeat": None, "what": f"phase {p}", "steps_per_second": r, "machine": "M"}
+        for p, r in phases
+    ]
+    block = speed.speed_block(pd.DataFrame(rows))
+    assert "| custom | 200 |" in block
+    assert "| plain | 100 |" in block
+    assert "| plain | 2.00 [1.00, 3.00] |" in block
+    assert "| PPO | 5 |" in block
+    assert "M. Median of 3 repeats" in block
 
 
-def test_a_run_that_gets_slower_is_seen(tmp_path):
-    for seed, last in ((1, 1000.0), (2, 500.0)):
-        folder = tmp_path / "Hopper-v4" / f"seed{seed}"
-        folder.mkdir(parents=True)
-        pd.DataFrame({"steps_per_second": [50.0] * 31 + [1000.0] * 400 + [last] * 57}).to_csv(folder / "metrics.csv")
-    unfinished = tmp_path / "Hopper-v4" / "seed3"
-    unfinished.mkdir()
-    pd.DataFrame({"steps_per_second": [1.0] * 90}).to_csv(unfinished / "metrics.csv")
-    assert speed.late_over_early(tmp_path).to_dict() == {"Hopper-v4 seed1": 1.0, "Hopper-v4 seed2": 0.5}
+def test_the_document_shows_the_published_measurements():
+    block = speed.speed_block(pd.read_csv(speed.CSV))
+    assert tables.read_block(speed.README, "speed") == block.strip()
 
 
-def test_the_command_measures_and_its_page_keeps_what_people_wrote(tmp_path, monkeypatch):
-    """Within this process, where the method's own updates are short (conftest.py)."""
-    page = tmp_path / "SPEED.md"
-    page.write_text(f"# Mine\n\n{speed.BEGIN}\nold\n{speed.END}\n\nAfterwards.\n")
-    words = ["speed", "--envs", "Hopper-v4", "--repeats", "1", "--rounds", "1", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", words)
+def test_every_candidate_is_measured(monkeypatch):
+    """With few gradient steps, on small rollouts."""
+    short = replace(speed.Improving.hyperparameters, target_refreshes=1)
+    monkeypatch.setattr(speed.Improving, "hyperparameters", short)
+    small = {"num_envs": 4, "num_steps": 16, "num_minibatches": 2, "update_epochs": 1}
+    small |= {"demo_episodes": 4, "irl_batch_size": 32, "n_irl_updates_per_round": 1}
+    config = speed.Config(repeats=1, rounds=2)
+    with tqdm(disable=True) as bar:
+        rows = pd.DataFrame(speed.measure(irl.Args("Hopper-v4", **small), config, bar))
+    is_phase = rows["what"].str.startswith("phase ")
+    rate = rows[~is_phase].set_index("what")["steps_per_second"]
+    assert (rate > 0).all()
+    assert rate["environment"] > rate["roofline"]
+    block = speed.speed_block(rows)
+    for what in rate.index:
+        assert f"| {what} | {rate[what]:.0f} |" in block
+
+
+def test_tables_are_written_from_a_file_without_measuring(tmp_path, monkeypatch, capsys):
+    copy = shutil.copy(speed.CSV, tmp_path / "speed.csv")
+    monkeypatch.setattr(sys, "argv", ["speed", "--table-only", "--out", str(copy)])
     speed.main()
-    rows = pd.read_csv(tmp_path / "speed.csv")
-    rate = rows[~rows["what"].str.startswith("phase ")].set_index("what")["steps_per_second"]
-    assert set(rate.index) == {"custom", "airl", "imitation", "imitation-1", "plain", "environment", "roofline"}
-    assert rate["environment"] > rate["roofline"] > 0 and (rate > 0).all()
-    text = page.read_text()
-    assert text.startswith("# Mine") and text.endswith("Afterwards.\n") and "old" not in text
-    for name in rate.index:
-        assert f"| {name} | {rate[name]:.0f} |" in text
-    ratio = rate["custom"] / rate["plain"]
-    assert f"| plain | 2.5 | {ratio:.2f} [{ratio:.2f}, {ratio:.2f}] |" in text
+    assert capsys.readouterr().out.strip() == speed.speed_block(pd.read_csv(copy)).strip()
