@@ -26,7 +26,7 @@ from benchmark import runs
 CHECKPOINT = "training.pt"  # in the run's folder, while it is not finished
 CHECKPOINT_SECONDS = 60  # between two of them, or more
 CHECKPOINT_SHARE = 0.01  # of a run's time that checkpoints may take
-QUICK = {"bc_steps": 150, "target_refreshes": 0}  # hyperparameters of --quick
+QUICK = {"bc_steps": 200, "target_refreshes": 0}  # hyperparameters of --quick
 
 
 class ReplayableVectorEnv(irl.VectorEnv):
