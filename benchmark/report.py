@@ -159,6 +159,20 @@ def panels_block(published: pd.DataFrame) -> str:
     )
 
 
+def fuzz_block() -> str:
+    """The figures that tests/fuzz_demos.py left."""
+    found = runs.read_json(runs.PUBLISHED / "fuzz.json")
+    outcomes = ("read", "refused")
+    rows = [
+        [name, *(str(counts.get(outcome, 0)) for outcome in outcomes)]
+        for name, counts in found["formats"].items()
+    ]
+    return tables.markdown_table(["format", "read", "refused with one line"], rows) + (
+        f"\n{found['files']} files (seed {found['seed']}), {len(found['failures'])} failures; slowest"
+        f" {found['slowest_seconds']:.1f} s, peak memory {found['peak_memory_mb']:.0f} MB.\n"
+    )
+
+
 def blocks() -> dict[tuple[Path, str], str]:
     """The generated blocks of the documents, by file and name, from the committed files alone."""
     published = tables.read_published()
@@ -167,6 +181,7 @@ def blocks() -> dict[tuple[Path, str], str]:
         (irl.ROOT / "README.md", "results"): tables.readme_table(published),
         (irl.ROOT / "benchmark" / "README.md", "panels"): panels_block(published),
         (irl.ROOT / "benchmark" / "README.md", "seeds"): tables.seeds_table(own),
+        (irl.ROOT / "benchmark" / "README.md", "fuzz"): fuzz_block(),
         (irl.ROOT / "demos" / "README.md", "cards"): tables.cards_table(),
     }
 
