@@ -168,8 +168,9 @@ def fuzz_block() -> str:
         for name, counts in found["formats"].items()
     ]
     return tables.markdown_table(["format", "read", "refused with one line"], rows) + (
-        f"\n{found['files']} files (seed {found['seed']}), {len(found['failures'])} failures; slowest"
-        f" {found['slowest_seconds']:.1f} s, peak memory {found['peak_memory_mb']:.0f} MB.\n"
+        f"\n{found['files']} files (seed {found['seed']}), {len(found['failures'])} failures;"
+        f" slowest {found['slowest_seconds']:.1f} s, peak memory"
+        f" {found['peak_memory_mb']:.0f} MB.\n"
     )
 
 
