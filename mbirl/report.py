@@ -1,9 +1,15 @@
 """Tables and figures of MBIRL, and README's block between the marker comments.
 
-python -m mbirl --compare --visual --out mbirl/data    # measures
-python -m mbirl.report                                 # README.md from mbirl/data/compare.csv
+The first command measures, in results/mbirl/compare/; the second copies what README shows to
+mbirl/data/ and writes README; the third writes README from the committed files alone:
+
+    python -m mbirl --compare --visual
+    python -m mbirl.report results/mbirl/compare
+    python -m mbirl.report
 """
 
+import shutil
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +23,7 @@ from custom_irl import replacing
 HERE = Path(__file__).resolve().parent
 MARKERS = ("<!-- table: python -m mbirl.report -->", "<!-- end of table -->")
 COLOURS = {"weighted": "tab:orange", "timedep": "tab:blue", "rbf": "tab:green"}
+CURVES = ["updates", "train_loss_ratio", "test_loss_ratio"]
 GROUP = ["cost", "method", "detach_state", "visual"]
 HEADER = "| cost | learned by | L_IRL, cm² | over doing nothing | goal distance | seconds | seeds |"
 
@@ -119,6 +126,14 @@ def readme_block() -> str:
     return "\n" + table(pd.read_csv(HERE / "data" / "compare.csv")) + "\n"
 
 
+def adopt(folder: Path) -> None:
+    """Copies a comparison's table, curves, figure and film to mbirl/data."""
+    film = folder / "runs" / "rbf" / "seed10" / "film.gif"
+    for file in (*(folder / name for name in ("compare.csv", "curves.csv", "losses.png")), film):
+        with replacing(HERE / "data" / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
 def write_readme() -> None:
     """Rewrites README's block; everything else stays."""
     path = HERE / "README.md"
@@ -129,4 +144,6 @@ def write_readme() -> None:
 
 
 if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        adopt(Path(argument))
     write_readme()
