@@ -276,7 +276,7 @@ def learn_model(arm: Arm, start, config: VisualConfig, folder: Path):
         "keypoint_error_median_px": errors.median().item(),
         "keypoint_error_p90_px": errors.quantile(0.9).item(),
         "dynamics_error_ratio": ((predicted - z_next).norm() / (z - z_next).norm()).item(),
-        "visual_seconds": time.monotonic() - began,
+        "visual_seconds": time.monotonic() - began,  # since the last interruption
     }
     with replacing(done) as temporary:
         temporary.write_text(json.dumps({"key": key, "metrics": metrics}, indent=1) + "\n")
