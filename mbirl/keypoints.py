@@ -38,7 +38,7 @@ K = 2  # keypoints
 GRID = 32  # side of the detector's heatmaps
 SIGMA = 1.4  # of a blob, pixels
 CHECKPOINT_EVERY = 200  # batches
-SPREAD = (0.4, 0.7, 0.4, 0.9, 0.4, 0.7, 0.4)  # random joints about the start, radians
+SPREAD = (0.2, 0.7, 0.2, 0.9, 0.2, 0.7, 0.2)  # random joints about the start, radians
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class VisualConfig:
     """images in the training set, in pairs before and after a random action"""
     detector_steps: int = 1500
     """batches the detector is trained on"""
-    dynamics_steps: int = 4000
+    dynamics_steps: int = 6000
     """batches the dynamics are trained on"""
     batch_size: int = 32
     """images a batch of the detector; 8 times as many pairs a batch of the dynamics"""
     lr: float = 2e-3
     """Adam's step size at first, for both; it falls to 0 as a cosine"""
-    max_action: float = 0.6
+    max_action: float = 0.4
     """largest random action, radians"""
     visual_seed: int = 1
     """seed of the images, of the detector and of the dynamics"""
@@ -276,7 +276,7 @@ def learn_model(arm: Arm, start, config: VisualConfig, folder: Path):
         "keypoint_error_median_px": errors.median().item(),
         "keypoint_error_p90_px": errors.quantile(0.9).item(),
         "dynamics_error_ratio": ((predicted - z_next).norm() / (z - z_next).norm()).item(),
-        "visual_seconds": time.monotonic() - began,
+        "visual_seconds": time.monotonic() - began,  # since the last interruption
     }
     with replacing(done) as temporary:
         temporary.write_text(json.dumps({"key": key, "metrics": metrics}, indent=1) + "\n")

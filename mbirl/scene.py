@@ -154,7 +154,7 @@ def film(path: Path, paths: dict[str, torch.Tensor], demo: torch.Tensor, size: i
             for title, q in paths.items():
                 q_now = torch.lerp(q[t], q[min(t + 1, len(q) - 1)], part / between)
                 picture = Image.fromarray(device.image(q_now, marks))
-                ImageDraw.Draw(picture).text((6, 4), title, fill=(0, 0, 0))
+                ImageDraw.Draw(picture).text((6, 4), title, fill=(255, 255, 255))
                 row.append(np.asarray(picture))
             frames.append(np.concatenate(row, 1))
     frames += [frames[-1]] * (2 * between)

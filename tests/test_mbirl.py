@@ -202,7 +202,10 @@ def test_demonstrations_are_read_back(tmp_path):
     [
         (["--cost", "cubic"], "--cost cubic: expected one of default, weighted, timedep, rbf"),
         (["--method", "gail"], "expected one of mbirl, apprenticeship, none"),
-        (["--start", *"0 3 0 -1 0 -0.3 0".split()], "joint 1 at 3.0 rad: expected a value in"),
+        (
+            ["--start", "0", "3", "0", "-1", "0", "0", "0"],
+            "joint 1 at 3.0 rad: expected a value in",
+        ),
         (["--demos", "missing.csv"], "missing.csv: no such file"),
         (["--demos", "{long}"], "has 12 states; expected 10"),
         (["--demos", "{text}"], "expected numbers in the columns"),
