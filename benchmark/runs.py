@@ -148,8 +148,10 @@ def open_folder(folder: Path, identity: dict, quick: bool, overwrite: bool) -> d
     """
     path, result = folder / "origin.json", folder / "result.json"
     if path.exists():
-        there = read_json(path)["identity"]
-        changed = [
+        origin = read_json(path)
+        there = origin["identity"]
+        changed = ["quick"] if origin["quick"] != quick else []
+        changed += [
             f"{part} {key}"
             for part, values in identity.items()
             for key, value in values.items()
