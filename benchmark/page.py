@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import tyro
@@ -51,13 +50,8 @@ def table(text: str) -> str:
 
 def expert_return(of_env: pd.DataFrame) -> float | None:
     """The expert's, if a run of these is normalised by the card of the project's demonstrations."""
-    card = tables.project_card(of_env["env"].iloc[0])
-    if card is None:
-        return None
-    own = of_env["eval_return_mean"].map(lambda score: irl.normalized(score, card))
-    if np.isclose(own, of_env["normalized_return"]).any():
-        return card["expert"]["demos"]["return_mean"]
-    return None
+    card = tables.card_of(of_env, of_env["env"].iloc[0])
+    return None if card is None else card["expert"]["demos"]["return_mean"]
 
 
 def bars(of_env: pd.DataFrame) -> go.Figure:

@@ -105,7 +105,7 @@ def draw_curves(frame: pd.DataFrame, folder: Path) -> None:
             if group.empty:
                 continue
             draw_curve(ax, group, name, i / max(1, len(names) - 1))
-        if card := tables.project_card(env):
+        if card := tables.card_of(frame, env):
             expert = card["expert"]["demos"]["return_mean"]
             ax.axhline(expert, color="#1f2328", linestyle="--", linewidth=1, label="expert")
         title = f"{env}: training episodes, with exploration noise"
@@ -190,7 +190,10 @@ def blocks() -> dict[tuple[Path, str], str]:
 def write_blocks() -> None:
     for (path, name), text in blocks().items():
         tables.write_block(path, name, text)
-    draw_returns(tables.read_published(), runs.PUBLISHED / "returns.png")
+    published = tables.read_published()
+    rows = tables.HEADLINE.values()
+    shown = [row in rows for row in zip(published["method"], published["variant"])]
+    draw_returns(published[shown], runs.PUBLISHED / "returns.png")
 
 
 # ----------------------------------------------------------------------------------------- publish
@@ -229,7 +232,7 @@ def publish(frame: pd.DataFrame) -> None:
     if fresh.empty:
         expected = "expected full runs of a committed, clean tree"
         raise irl.UserError(f"results: no run to publish; {expected}")
-    both = pd.concat([fresh[tables.COLUMNS], control_rows()])
+    both = pd.concat([fresh, control_rows()])
     tables.merge_published(runs.PUBLISHED / "results.csv", both)
     write_blocks()
 

@@ -22,6 +22,7 @@ COLUMNS = [
     "sampled_return_mean", "steps_per_second", "minutes", "date", "git_commit", "git_clean",
     "mujoco", "cpu",
 ]  # fmt: skip
+NUMBERS = ("eval_return_mean", "eval_return_std", "steps_per_second")
 CONTROLS = ("expert", "random")  # rows of results.csv that no run wrote: from the cards
 
 
@@ -50,24 +51,39 @@ def read_row(folder: Path) -> dict:
     origin = runs.read_json(path) if path.exists() else {}
     try:
         config = result["config"]
-        own = {key: result[key] for key in COLUMNS if key in result}
-        return {
-            **own,
+        row = {
+            **{key: result[key] for key in ("method", "env", "seed", "steps", "date", "id")},
+            **{key: result[key] for key in (*NUMBERS, "normalized_return")},
             "variant": runs.variant_of(result["method"], config),
             "panel": runs.panel_of(config),
             "labels": " ".join(runs.labels_of(config, origin.get("quick", False))),
             "sampled_return_mean": result["evaluation"]["sampled"]["mean"],
             "minutes": sum(result["seconds"].values()) / 60,
-            "git_commit": origin.get("git_commit", ""),
-            "git_clean": origin.get("git_clean", False),
+            "git_commit": origin.get("git_commit") or "",
+            "git_clean": origin.get("git_clean") is True,
             "mujoco": result["versions"]["mujoco"],
             "cpu": origin.get("hardware", {}).get("cpu", ""),
-            "id": result["id"],
             "folder": str(folder),
         }
-    except (KeyError, TypeError, AttributeError) as error:
+        check_row(row)
+        return row
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"{error!r}; expected a result.json that a run wrote"
         raise irl.UserError(f"{folder / 'result.json'}: {problem}") from None
+
+
+def check_row(row: dict) -> None:
+    """ValueError naming the key for what cannot stand in a table."""
+    numbers = [*NUMBERS, "sampled_return_mean"]
+    if row["normalized_return"] is not None:
+        numbers.append("normalized_return")
+    for key in numbers:
+        if not isinstance(row[key], int | float) or not np.isfinite(row[key]):
+            raise ValueError(f"{key}: {row[key]!r}, expected a finite number")
+    for kind, keys in ((int, ("seed", "steps")), (str, ("method", "env", "date", "id"))):
+        for key in keys:
+            if not isinstance(row[key], kind):
+                raise ValueError(f"{key}: {row[key]!r}, expected {kind.__name__}")
 
 
 def read_published(path: Path = runs.PUBLISHED / "results.csv") -> pd.DataFrame:
@@ -76,7 +92,15 @@ def read_published(path: Path = runs.PUBLISHED / "results.csv") -> pd.DataFrame:
 
 
 def merge_published(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
-    """Puts `fresh` into a file of published runs, in place of its rows of the same runs."""
+    """Puts `fresh` into a file of published runs, in place of its rows of the same runs.
+
+    Raises:
+        UserError: if two of `fresh`, with different ids, are of the same method, env and seed.
+    """
+    twice = fresh[fresh.duplicated(KEY, keep=False)]
+    if len(twice):
+        problem = "runs of the same method, environment and seed; expected one of them"
+        raise irl.UserError(f"{', '.join(twice['folder'].astype(str))}: {problem}")
     if path.exists():
         both = pd.concat([read_published(path), fresh[COLUMNS]])
         fresh = both[~both[KEY].astype(str).duplicated(keep="last")]
@@ -112,6 +136,19 @@ def project_card(env: str) -> dict | None:
     """The card of this project's demonstrations."""
     card, _ = irl.load_card(irl.ROOT / "demos" / f"{env}.npz", env)
     return card
+
+
+def card_of(frame: pd.DataFrame, env: str) -> dict | None:
+    """The card of this project's demonstrations, if a run in `env` is normalised by it.
+
+    Runs of own demonstrations are not: their expert is another one.
+    """
+    card = project_card(env)
+    of_env = frame[frame["env"] == env]
+    if card is None:
+        return None
+    own = of_env["eval_return_mean"].map(lambda score: irl.normalized(score, card))
+    return card if np.isclose(own.astype(float), of_env["normalized_return"]).any() else None
 
 
 # ---------------------------------------------------------------------------------------- Markdown
@@ -153,9 +190,9 @@ def score_cell(scores: pd.DataFrame) -> str:
 
 
 def headline_table(frame: pd.DataFrame) -> str:
-    """method x environment, and the expert and the random policy where there is a card of ours."""
+    """method x environment, and the expert and the random policy where they normalise a run."""
     envs = environments(frame)
-    cards = [project_card(env) for env in envs]
+    cards = [card_of(frame, env) for env in envs]
     experts = [f"{c['expert']['demos']['return_mean']:.0f}" if c else "" for c in cards]
     randoms = [f"{c['random']['return_mean']:.0f}" if c else "" for c in cards]
     rows = []
@@ -338,13 +375,22 @@ def readme_notes(published: pd.DataFrame, missing: list[str], worst: list[tuple]
 
 
 # ------------------------------------------------------------------------------------------ curves
+def read_metrics(path: Path) -> pd.DataFrame:
+    """steps and true_return of the rollouts in which an episode ended."""
+    try:
+        metrics = pd.read_csv(path, usecols=["steps", "true_return"], dtype=float)
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        problem = "expected columns steps and true_return of numbers"
+        raise irl.UserError(f"{path}: {problem} ({str(error).splitlines()[0]})") from None
+    return metrics.dropna().astype({"steps": int})
+
+
 def read_curves(frame: pd.DataFrame) -> pd.DataFrame:
     """About 100 points a run: mean true return of the training episodes of the last 20 rollouts."""
     columns = [*KEY, "steps", "true_return"]
     curves = []
     for run in frame[frame["steps"] > 0].to_dict("records"):  # imitation's BC takes no steps
-        metrics = pd.read_csv(Path(run["folder"]) / "metrics.csv")[["steps", "true_return"]]
-        metrics = metrics.dropna()
+        metrics = read_metrics(Path(run["folder"]) / "metrics.csv")
         smooth = metrics["true_return"].rolling(20, min_periods=1).mean().round(1)
         every = max(1, len(metrics) // 100)
         points = metrics.assign(true_return=smooth).iloc[every - 1 :: every]

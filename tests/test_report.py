@@ -81,6 +81,44 @@ def test_a_broken_result_is_named(tmp_path, text):
         tables.read_runs(tmp_path)
 
 
+UNUSABLE = {
+    "eval_return_mean": "abc",
+    "eval_return_std": None,
+    "normalized_return": float("nan"),
+    "steps_per_second": "fast",
+    "env": 5,
+    "seed": "one",
+    "id": [1],
+}
+
+
+@pytest.mark.parametrize("key", UNUSABLE)
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_value_that_no_table_can_hold_is_named_by_file_and_key(tmp_path, key, missing):
+    path = write_run(tmp_path) / "result.json"
+    result = runs.read_json(path) | {key: UNUSABLE[key]}
+    if missing:
+        del result[key]
+    irl.write_text(path, json.dumps(result))
+    with pytest.raises(irl.UserError, match=rf"result\.json: .*{key}"):
+        tables.read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "steps,true_return\n1,x\n", "\0\1"])
+def test_metrics_that_cannot_be_drawn_are_named(tmp_path, text):
+    (write_run(tmp_path) / "metrics.csv").write_text(text)
+    with pytest.raises(irl.UserError, match=r"metrics\.csv: expected columns steps"):
+        report.main(report.Config(results=tmp_path))
+
+
+def test_the_projects_expert_is_shown_beside_runs_that_it_normalises_alone(tmp_path):
+    card = tables.project_card("Hopper-v4")
+    write_run(tmp_path, seed=1, share=None)
+    assert "expert" not in tables.headline_table(tables.read_runs(tmp_path))
+    write_run(tmp_path, seed=2, score=1000.0, share=irl.normalized(1000.0, card))
+    assert "expert" in tables.headline_table(tables.read_runs(tmp_path))
+
+
 def test_runs_of_an_own_environment_without_a_card_are_reported(tmp_path, capsys):
     for seed in (1, 2, 3):
         write_run(tmp_path, env="Own-v0", seed=seed, score=-5.0 * seed, share=None)
@@ -154,6 +192,16 @@ def test_publishing_replaces_rows_of_the_same_run_and_keeps_the_others(tmp_path)
     write_run(tmp_path, seed=2, score=20.0)
     merged = tables.merge_published(file, tables.read_runs(tmp_path))
     assert dict(zip(merged["seed"], merged["eval_return_mean"])) == {1: 1.0, 2: 20.0}
+
+
+def test_of_two_different_runs_of_one_seed_none_is_published_unasked(tmp_path):
+    folders = [write_run(tmp_path / name, seed=1) for name in ("one", "two")]
+    path = folders[1] / "result.json"
+    irl.write_text(path, json.dumps(runs.read_json(path) | {"id": "another"}))
+    with pytest.raises(irl.UserError, match="expected one of them") as error:
+        tables.merge_published(tmp_path / "rows.csv", tables.read_runs(tmp_path))
+    assert all(str(folder) in str(error.value) for folder in folders)
+    assert not (tmp_path / "rows.csv").exists()
 
 
 def test_a_document_without_the_marks_is_named(tmp_path):
