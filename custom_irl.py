@@ -317,26 +317,27 @@ def load_card(path: Path, env_id: str) -> tuple[dict | None, str]:
     that of the demonstrations.
 
     Raises:
-        UserError: if a card of that schema lacks what it has to state.
+        UserError: if a card of that schema lacks what it has to state, or states two equal returns.
     """
     card_path = path.with_suffix(".json")
     if not card_path.is_file():
         return None, ""
     try:
         card = json.loads(card_path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         card = None
     if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
         return None, f"{card_path}: ignored; its schema is not {CARD_SCHEMA}"
     try:
         env, digest = card["env"], card["sha256"][path.name]
         returns = (card["random"]["return_mean"], card["expert"]["demos"]["return_mean"])
-        valid = all(isinstance(x, int | float) for x in returns)
+        valid = all(type(x) in (int, float) and np.isfinite(x) for x in returns)
+        valid = valid and returns[0] != returns[1]
     except (KeyError, TypeError):
         valid = False
     if not valid:
-        keys = "env, sha256, random.return_mean and expert.demos.return_mean"
-        raise UserError(f"{card_path}: a card with keys missing; expected {keys}")
+        keys = "env, sha256, random.return_mean and expert.demos.return_mean, two finite numbers"
+        raise UserError(f"{card_path}: a card with keys missing or wrong; expected {keys}")
     if env != env_id:
         return None, f"{card_path}: ignored; it is of {env}, not {env_id}"
     if path.exists() and digest != sha256(path):

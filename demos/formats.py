@@ -20,7 +20,6 @@ next_obs, what the last action of an episode led to is not known: that transitio
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import zipfile
@@ -37,7 +36,6 @@ from demos.columns import (
     Shape,
     is_own,
     read_columns,
-    read_json,
     with_last_observations,
 )
 from demos.transitions import DemoError, Episode, Note, Rows, pack, to_episodes, to_transitions
@@ -173,38 +171,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-# -------------------------------------------------------------------------------------- cards
-CARD_SCHEMA = "irl-card-1"
-
-
-def read_card(path: Path) -> tuple[dict | None, str | None]:
-    """The card at `path` and None, or None and why there is none.
-
-    Raises:
-        DemoError: if the file claims the schema and lacks what a card has.
-    """
-    if not path.is_file():
-        return None, f"{path}: no such card"
-    try:
-        card = read_json(path)
-    except DemoError as error:
-        return None, f"{error}; not taken for a card"
-    if not isinstance(card, dict) or card.get("schema") != CARD_SCHEMA:
-        return None, f'{path}: no "schema": "{CARD_SCHEMA}" in it; not taken for a card'
-    if not isinstance(card.get("env"), str):
-        raise DemoError(f"{path}: key 'env' is {card.get('env')!r}; expected an environment's name")
-    if isinstance(card.get("episodes"), list):  # a bank's card
-        return card, None
-    for keys in (("expert", "demos", "return_mean"), ("random", "return_mean")):
-        value = card
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
-            raise DemoError(f"{path}: key '{'.'.join(keys)}' is {value!r}; expected a number")
-    return card, None
 
 
 # --------------------------------------------------------------------------------------- .npz

@@ -44,9 +44,9 @@ if (
 ):  # `python demos/generate.py` finds the project as `python -m demos.generate` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from custom_irl import replacing, sha256
+from custom_irl import CARD_SCHEMA, replacing, sha256
 from demos.expert import Expert, play
-from demos.formats import CARD_SCHEMA, DemoError, Episode, cannot_write, pack
+from demos.formats import DemoError, Episode, cannot_write, pack
 
 HERE = Path(__file__).resolve().parent
 

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from custom_irl import UserError
-from mbirl.demos import DemoConfig
 from mbirl.planner import ArmModel, Model, PlanConfig, plan
 
-LOST = 1e6  # loss over doing nothing from which training counts as diverged
 METHODS = ("mbirl", "apprenticeship", "none")
 
 
@@ -139,9 +137,3 @@ def measure(cost, task: Task, config: PlanConfig) -> dict[str, float]:
     for split in ("train", "test"):
         row |= {f"{split}_{k}": v for k, v in evaluate(cost, task, split, config).items()}
     return row
-
-
-def ground_truth_task(arm_model: ArmModel, demos: torch.Tensor, config: DemoConfig) -> Task:
-    """The task with the forward kinematics as the planner's model."""
-    q0 = torch.tensor(config.start)
-    return Task(arm_model, arm_model, q0, demos, demos, config.n_train)

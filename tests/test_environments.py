@@ -313,13 +313,34 @@ def test_another_card_never_normalises(tmp_path, changes, note):
 
 def test_a_file_of_the_users_own_beside_the_demonstrations_is_ignored(tmp_path):
     path = write(tmp_path / "d.npz")
-    for text in ('{"env": "Hopper-v4", "episodes": 4}', "[1, 2]", "not JSON"):
-        (tmp_path / "d.json").write_text(text)
-        assert irl.load_card(path, "Hopper-v4")[0] is None
+    own = tmp_path / "d.json"
+    for text in ('{"env": "Hopper-v4", "episodes": 4}', "[1]", "{", "[" * 100_000, "\0"):
+        own.write_text(text)
+        card, note = irl.load_card(path, "Hopper-v4")
+        assert card is None
+        assert str(own) in note
+        assert "\n" not in note
 
 
-def test_a_card_with_keys_missing_is_named(tmp_path):
+def test_every_shipped_card_states_schema_and_environment():
+    for path in sorted(DEMOS.glob("*.json")):
+        card = json.loads(path.read_text())
+        assert (card["schema"], card["env"]) == (irl.CARD_SCHEMA, path.name.split(".")[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"random": {}},
+        {"expert": {"demos": {}}},
+        {"random": {"return_mean": float("nan")}},
+        {"random": {"return_mean": True}},
+        {"random": {"return_mean": 110.0}},
+        {"sha256": {}},
+    ],
+)
+def test_a_card_with_keys_missing_or_wrong_is_named(tmp_path, changes):
     path = write(tmp_path / "d.npz")
-    card_for(path, random={})
+    card_for(path, **changes)
     with pytest.raises(irl.UserError, match=r"d.json: a card with keys missing"):
         irl.load_card(path, "Hopper-v4")

@@ -30,7 +30,6 @@ from demos.formats import (
     format_of,
     pack,
     read,
-    read_card,
     to_own_npz,
     to_transitions,
     write,
@@ -883,22 +882,7 @@ def test_convert_as_a_user_types_it(tmp_path, words):
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
-# ------------------------------------------------------------------------------ cards, experts
-def test_a_sidecar_of_somebody_else_is_no_card(tmp_path):
-    for path in sorted((ROOT / "demos").glob("*.json")):
-        card, note = read_card(path)
-        assert card["env"] == path.name.split(".")[0] and note is None
-    own = tmp_path / "own.json"
-    for text in ('{"env": "Hopper-v4", "episodes": 4}', "[1]", "{", "[" * 100_000, "\0"):
-        own.write_text(text)
-        card, note = read_card(own)
-        assert card is None and str(own) in note and "\n" not in note
-    assert read_card(tmp_path / "none.json")[0] is None
-    own.write_text('{"schema": "irl-card-1", "env": "Hopper-v4", "expert": {"demos": {}}}')
-    with pytest.raises(DemoError, match=r"key 'expert.demos.return_mean' is None"):
-        read_card(own)
-
-
+# ------------------------------------------------------------------------------------- experts
 class InPlace(gym.Env):
     """Hands out one buffer and changes it in place."""
 

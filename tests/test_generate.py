@@ -11,7 +11,7 @@ import torch
 import custom_irl as irl
 from conftest import ROOT, command
 from demos import generate
-from demos.formats import DemoError, read, read_card, to_transitions
+from demos.formats import DemoError, read, to_transitions
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_recordings_load_and_their_card_is_true(tmp_path):
         card == json.loads((tmp_path / "Hopper-v4.json").read_text())
         and card["expert"]["noise"] == 0.1
     )
-    assert read_card(tmp_path / "Hopper-v4.json") == (card, None)
+    assert irl.load_card(tmp_path / "Hopper-v4.npz", "Hopper-v4") == (card, "")
     data = to_transitions(read(tmp_path / "Hopper-v4.npz"))
     assert len(data["obs"]) == round(2 * card["expert"]["demos"]["length_mean"])
     errors = np.abs(data["acts"] - expert(data["obs"]))
