@@ -22,102 +22,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import submitit
-from submitit.helpers import DelayedSubmission
 
 import custom_irl as irl
+from benchmark.task import Task
 
 POLL_SECONDS = {"slurm": 10, "local": 0.5}
-GONE_SECONDS = 30  # that a job may be in no list, and its status unseen, before it counts as lost
-HELD_UNTIL = 60  # seconds after which a run that was held before runs for certain
-RETRIES = {os.EX_TEMPFAIL: 30, 130: 120}  # seconds after a run was held, or stopped by a signal
-STOP_SECONDS = 60  # for the end of a round and a checkpoint
+GONE_SECONDS = 20  # that a job may be in no list, and its status unseen, before it counts as lost
 SIGNAL_SECONDS = 120  # before a time limit that a job is told of it
 MAX_TIMEOUTS = 50  # of one run
 MAX_ARRAY = 1000  # Slurm's MaxArraySize is 1001 by default
 
 
-# ----------------------------------------------------------------------------------- inside the job
-@dataclass
-class Task:
-    """What a job calls: the worker, in a process of its own that is stopped with a checkpoint."""
-
-    command: list[str]
-    log: Path  # of the run
-    status: Path  # JSON: the worker's pid while there is one, and the last exit code
-
-    def __post_init__(self):
-        self.process = None
-        self.terminated = False
-
-    def __call__(self) -> None:
-        # Slurm's SIGTERM reaches the worker, too, which stops with a checkpoint. After that comes
-        # SIGKILL or submitit's SIGUSR2, or nothing.
-        signal.signal(signal.SIGTERM, self.note_terminated)
-        code = self.run_worker(None)
-        while code in RETRIES:
-            time.sleep(RETRIES[code])
-            code = self.run_worker(code)
-        if code:
-            raise RuntimeError(f"exit code {code}, see {self.log}")
-
-    def run_worker(self, last_code: int | None) -> int:
-        """Runs it to its end; the exit code. `last_code`: that of the attempt before."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.terminated = False
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                cwd=irl.ROOT,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                preexec_fn=ignore_preemption,
-                # Slurm kills by process group; without it the group may be the terminal's.
-                start_new_session="SLURM_JOB_ID" not in os.environ,
-            )
-        self.write_status(self.process.pid, last_code)
-        start = time.monotonic()
-        while not has_ended(self.process.pid):
-            if last_code is not None and time.monotonic() - start > HELD_UNTIL:
-                last_code = None
-                self.write_status(self.process.pid, None)
-            time.sleep(0.2)
-        code = self.process.wait()
-        self.write_status(None, code)
-        return code
-
-    def write_status(self, pid: int | None, code: int | None) -> None:
-        irl.write_text(self.status, json.dumps({"pid": pid, "code": code}) + "\n")
-
-    def note_terminated(self, signum, frame) -> None:
-        self.terminated = True
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit at SIGUSR2 (preemption, time limit), before it requeues the job."""
-        process = self.process
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            if process is not None and not has_ended(process.pid):
-                if not self.terminated:  # a second signal would interrupt the checkpoint
-                    os.kill(process.pid, signal.SIGTERM)
-                deadline = time.monotonic() + STOP_SECONDS
-                while not has_ended(process.pid) and time.monotonic() < deadline:
-                    time.sleep(0.1)
-                os.kill(process.pid, signal.SIGKILL)
-        self.write_status(None, None)
-        return DelayedSubmission(Task(self.command, self.log, self.status))
-
-
-def ignore_preemption() -> None:
-    """In the worker: SIGUSR2 is sent to all processes of a job, and meant for submitit's."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
-def has_ended(pid: int) -> bool:
-    """Of a child, left to be waited for. Popen's own methods lock: not from a signal's handler."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-# ------------------------------------------------------------------------------------- the launcher
 @dataclass(frozen=True)
 class Options:
     minutes: int
@@ -255,7 +170,8 @@ class Queue:
     def listed(self, tickets: list[Ticket]) -> dict[tuple[str, str], str] | None:
         """The state of each job in the queue; None, and a problem, if that cannot be known."""
         if self.cluster == "local":
-            return {key_of(ticket): "RUNNING" for ticket in tickets if is_alive(ticket)}
+            alive = [ticket for ticket in tickets if is_alive(ticket)]
+            return {key_of(t): "RUNNING" if t.status.exists() else "PENDING" for t in alive}
         words = ["squeue", "--me", "--noheader", "--array", "--format=%j|%i|%T"]
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=60)
@@ -305,7 +221,9 @@ class Queue:
         """Ends a job at once, a worker that does not answer included."""
         if self.cluster == "slurm":
             subprocess.run(["scancel", job.ticket.id], capture_output=True)
-        elif (pid := read_status(job.ticket).get("pid")) is not None:
+            return
+        pid = read_status(job.ticket).get("pid")
+        if type(pid) is int and is_alive(job.ticket):  # its job then ends by itself
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

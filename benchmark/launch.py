@@ -37,6 +37,7 @@ from rich.table import Table
 
 import custom_irl as irl
 from benchmark import cluster, report, runs, study
+from benchmark.task import HELD_UNTIL
 from demos import formats
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -118,6 +119,7 @@ class Job:
     metrics: dict = field(default_factory=dict)  # the last row of metrics.csv
     metrics_version: tuple = ()
     metrics_at: float = 0.0  # when there was a new row, time.monotonic()
+    quiet: bool = False  # no new row for QUIET_MINUTES
 
     @property
     def log(self) -> Path:
@@ -152,7 +154,7 @@ class Job:
         self.code = self.process.poll()
         age = time.monotonic() - self.started
         if self.code is None:
-            if self.state == "held" and age > cluster.HELD_UNTIL:
+            if self.state == "held" and age > HELD_UNTIL:
                 self.state = "running"
                 self.metrics_at = time.monotonic()
             return
@@ -166,14 +168,14 @@ class Job:
         path = self.folder / "metrics.csv"
         try:
             stat = path.stat()
-        except OSError:
-            return
-        version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if version == self.metrics_version:
+            version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if version == self.metrics_version:
+                return
+            self.metrics = last_metrics(path) or self.metrics
+        except FileNotFoundError:  # not yet, or just removed by a new start
             return
         self.metrics_version = version
         self.metrics_at = time.monotonic()
-        self.metrics = last_metrics(path) or self.metrics
 
     def failure(self) -> str:
         """One line: which run, why or the last line it wrote, and the file with all of them."""
@@ -369,7 +371,7 @@ def live_table(jobs: list[Job], rows: int | None = None, note: str = "") -> Tabl
     counts = Counter(job.state for job in jobs)
     caption = ", ".join(f"{counts[state]} {state}" for state in SHOWN_FIRST if counts[state])
     if rows is not None and len(jobs) > rows:
-        jobs = sorted(jobs, key=lambda job: (-job.quiet_minutes, SHOWN_FIRST.index(job.state)))
+        jobs = sorted(jobs, key=lambda job: (not job.quiet, SHOWN_FIRST.index(job.state)))
         caption = f"{max(1, rows)} of {len(jobs)} runs: {caption}"
         jobs = jobs[: max(1, rows)]
     table = Table(title="QUICK LOOK, not a result" if quick else None)
@@ -384,10 +386,9 @@ def live_table(jobs: list[Job], rows: int | None = None, note: str = "") -> Tabl
             seconds = int((job.args.num_rounds * job.args.batch_size - steps) / speed)
             left = f"{seconds // 60}:{seconds % 60:02d}"
         last_return = job.metrics.get("true_return")
-        quiet = job.quiet_minutes
         table.add_row(
             job.name,
-            f"no row for {quiet:.0f} min" if quiet > QUIET_MINUTES else job.state,
+            f"no row for {job.quiet_minutes:.0f} min" if job.quiet else job.state,
             f"{steps:,}" if steps else "",
             f"{speed:.0f}" if speed else "",
             left,
@@ -439,7 +440,8 @@ def run_jobs(jobs: list[Job], config: Config, queue: cluster.Queue | None) -> bo
 
 def advance(jobs: list[Job], config: Config, queue: cluster.Queue | None) -> list[str]:
     """Looks at the jobs and starts or submits what there is room for; a line for each change."""
-    before = [(job.state, job.quiet_minutes > QUIET_MINUTES) for job in jobs]
+    before = [(job.state, job.quiet) for job in jobs]
+    old_problem = queue.problem if queue else ""
     for job in jobs:
         if job.process is not None:
             job.poll()
@@ -448,6 +450,7 @@ def advance(jobs: list[Job], config: Config, queue: cluster.Queue | None) -> lis
     for job, (state, _) in zip(jobs, before):
         if job.state in ("running", "held") or job.state == "done" != state:
             job.read_metrics()
+        job.quiet = job.quiet_minutes > QUIET_MINUTES
         if config.stall_minutes is not None and job.quiet_minutes > config.stall_minutes:
             kill(job, queue, f"no row of metrics for {config.stall_minutes:g} minutes, killed")
         if job.state == "waiting" and job.needs and job.needs.state == "failed":
@@ -460,12 +463,11 @@ def advance(jobs: list[Job], config: Config, queue: cluster.Queue | None) -> lis
         job.start()
     if queue:
         queue.submit([job for job in ready if job not in here])
-    return [
-        f"{job.name}: no row of metrics for {QUIET_MINUTES} minutes"
-        if not was_quiet and job.quiet_minutes > QUIET_MINUTES
-        else f"{job.name}: {job.state}"
-        for job, (state, was_quiet) in zip(jobs, before)
-        if (job.state, job.quiet_minutes > QUIET_MINUTES) != (state, was_quiet)
+    lines = [] if not queue or queue.problem in ("", old_problem) else [queue.problem]
+    return lines + [
+        f"{job.name}: {f'no row for {job.quiet_minutes:.0f} minutes' if job.quiet else job.state}"
+        for job, old in zip(jobs, before)
+        if (job.state, job.quiet) != old
     ]
 
 
@@ -487,6 +489,7 @@ def kill(job: Job, queue: cluster.Queue | None, problem: str) -> None:
     elif queue:
         queue.kill(job)
     job.state = "failed"
+    job.quiet = False
     job.problem = problem
 
 

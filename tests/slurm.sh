@@ -4,8 +4,9 @@
 #
 #   bash tests/slurm.sh
 #
-# Installs Debian's packages by apt, as root; exits with 77 where that is not possible. Its daemons
-# have their configuration, ports and files in a temporary folder and end with it. Needs .venv.
+# Installs Debian's packages by apt, as root in a container without systemd (elsewhere they would
+# start services); exits with 77 where there is no Slurm. Its own daemons have their configuration,
+# ports and files in a temporary folder and end with it. Needs .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 skip() { echo "skipped: $*"; exit 77; }
@@ -14,6 +15,7 @@ export PATH=$PATH:/usr/sbin
 if ! command -v slurmctld slurmd munged sbatch >/dev/null; then
     [ "$(id -u)" = 0 ] || skip "no Slurm, and only root can install it"
     command -v apt-get >/dev/null || skip "no Slurm and no apt to install it with"
+    [ ! -d /run/systemd/system ] || skip "no Slurm; its packages would start services here"
     export DEBIAN_FRONTEND=noninteractive
     { apt-get update -qq &&
         apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge
@@ -23,6 +25,9 @@ fi
 
 folder=$(mktemp -d)
 stop() {
+    if scancel --user root --signal KILL 2>/dev/null; then
+        for _ in $(seq 50); do [ -z "$(squeue -h)" ] && break; sleep 0.2; done
+    fi
     for name in slurmd slurmctld munged; do
         pid=$(cat "$folder/$name.pid" 2>/dev/null) || continue
         kill "$pid" 2>/dev/null || continue
@@ -34,14 +39,21 @@ stop() {
 trap stop EXIT
 
 host=$(hostname -s)
+ports=$(.venv/bin/python - <<'PYTHON'
+import socket
+
+free = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(server.getsockname()[1] for server in free))
+PYTHON
+)
 head -c 128 /dev/urandom >"$folder/munge.key"
 chmod 400 "$folder/munge.key"
 mkdir "$folder/state" "$folder/spool"
 cat >"$folder/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=26817
-SlurmdPort=26818
+SlurmctldPort=${ports% *}
+SlurmdPort=${ports#* }
 SlurmUser=root
 SlurmdUser=root
 AuthInfo=socket=$folder/munge.socket,cred_expire=5

@@ -1,6 +1,6 @@
 """The session that tests/slurm.sh has with its cluster: six runs, each with a fate of its own.
 
-    python tests/slurm_session.py FOLDER    # where squeue and sbatch work
+python tests/slurm_session.py FOLDER    # where squeue and sbatch work
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STUDY = """
 methods = ["constant"]
 environments = ["Hopper-v4"]
 seeds = [1, 2, 3, 4, 5, 6]
-flags = ["--total-timesteps", "40960", "--update-epochs", "1"]
+flags = ["--total-timesteps", "20480", "--update-epochs", "1"]
 """
 START = time.monotonic()
 
@@ -29,7 +29,7 @@ def say(text: str) -> None:
     print(f"{time.monotonic() - START:5.1f} s  {text}", flush=True)
 
 
-def wait_for(what: str, test: Callable[[], object], seconds: float = 90) -> object:
+def wait_for(what: str, test: Callable[[], object], seconds: float = 150) -> object:
     """The first true value of `test`."""
     deadline = time.monotonic() + seconds
     while not (value := test()):
@@ -43,15 +43,18 @@ class Session:
         self.results = folder / "results"
         self.study = folder / "six.toml"
         self.study.write_text(STUDY)
-        label = "constant-40960-steps-update-epochs-1"
+        label = "constant-20480-steps-update-epochs-1"
+        self.launcher = None
         self.runs = {i: self.results / label / "Hopper-v4" / f"seed{i}" for i in range(1, 7)}
 
     def launch(self) -> subprocess.Popen:
+        """The launcher's command line, as a process."""
         words = ["-m", "benchmark.launch", "--study", self.study, "--results", self.results]
         words += ["--cluster", "slurm", "--partition", "main", "--minutes", "30"]
         line = [sys.executable, *map(str, words)]
         pipe = subprocess.PIPE
-        return subprocess.Popen(line, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        self.launcher = subprocess.Popen(line, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        return self.launcher
 
     def tickets(self) -> dict:
         path = self.results / ".cluster" / "jobs.json"
@@ -77,19 +80,17 @@ def run(*words: str) -> None:
     subprocess.run(words, check=True)
 
 
-def main() -> None:
-    session = Session(Path(sys.argv[1]))
+def play(session: Session) -> None:
     launcher = session.launch()
     tickets = wait_for("six jobs", lambda: (t := session.tickets()) and len(t) == 6 and t)
     say(f"submitted: jobs {', '.join(entry['id'] for entry in tickets.values())}")
 
-    fates = {
+    left = {
         1: ("cancelled", lambda: run("scancel", tickets[1]["id"])),
         2: ("worker killed", lambda: os.kill(session.status(2)["pid"], signal.SIGKILL)),
         3: ("requeued", lambda: run("scontrol", "requeue", tickets[3]["id"])),
         4: ("preempted", lambda: run("scancel", "--signal=USR2", tickets[4]["id"])),
     }
-    left = dict(fates)
     while left:
         seed = wait_for("a run", lambda: next((i for i in left if session.has_begun(i)), None))
         name, action = left.pop(seed)
@@ -97,37 +98,49 @@ def main() -> None:
         action()
         say(f"seed {seed}: {name}")
 
-    launcher.send_signal(signal.SIGHUP)
-    _, err = launcher.communicate(timeout=30)
-    assert launcher.returncode == 130, err
-    assert "submitted runs go on" in err, err
-    say(f"launcher closed: {err.strip()}")
-
-    launcher = session.launch()
-    out, err = launcher.communicate(timeout=150)
-    say(f"called again, exits with {launcher.returncode}: {err.strip()}")
-    assert {i: session.tickets()[i]["id"] for i in (3, 4, 5, 6)} == {
-        i: tickets[i]["id"] for i in (3, 4, 5, 6)
-    }, "a job was submitted twice"
+    _, err = launcher.communicate(timeout=240)
+    say(f"launcher exits with {launcher.returncode}:\n{err.strip()}")
+    assert launcher.returncode == 1
+    assert len(err.splitlines()) == 2
+    assert "seed 2: killed by signal 9" in err
+    assert session.tickets() == tickets
+    assert session.finished() == [3, 4, 5, 6]
     for seed in (3, 4):
         assert session.log(seed).count("stopped; the same command continues") == 1, seed
-    assert {3, 4, 5, 6} <= set(session.finished()), session.finished()
 
-    # Cancelled and killed runs had failed for the first launcher or for the second. A third time
-    # does nothing but what is left.
-    if launcher.returncode:
-        launcher = session.launch()
-        out, err = launcher.communicate(timeout=150)
-        say(f"and again, exits with {launcher.returncode}")
+    launcher = session.launch()
+    wait_for("a new submission", lambda: session.tickets() != tickets)
+    second = session.tickets()
+    assert [i for i in second if second[i] != tickets[i]] == [1, 2]
+    say("called again: submits the two that failed")
+    launcher.send_signal(signal.SIGHUP)
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130, err
+    assert "2 submitted runs go on" in err, err
+    say(f"its terminal is closed: {err.strip()}")
+
+    launcher = session.launch()
+    _, err = launcher.communicate(timeout=240)
+    say(f"and a third time, exits with {launcher.returncode}")
     assert launcher.returncode == 0, err
+    assert session.tickets() == second, "a run was submitted twice"
     assert session.finished() == [1, 2, 3, 4, 5, 6]
     with (session.results / "summary.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))
     assert sorted(int(row["seed"]) for row in rows) == [1, 2, 3, 4, 5, 6]
-    assert {row["steps"] for row in rows} == {"40960"}
+    assert {row["steps"] for row in rows} == {"20480"}
     queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True)
     assert queue.stdout == ""
     say("six results, one report, an empty queue")
+
+
+def main() -> None:
+    session = Session(Path(sys.argv[1]))
+    try:
+        play(session)
+    finally:
+        if session.launcher and session.launcher.poll() is None:
+            session.launcher.kill()
 
 
 if __name__ == "__main__":
