@@ -83,6 +83,7 @@ class Queue:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.folder.is_symlink() or self.folder.stat().st_uid != os.getuid():
             raise irl.UserError(f"{self.folder}: expected a folder of {getpass.getuser()}'s own")
+        self.folder.chmod(0o700)  # nobody else can put a pickle in the place of a job's
 
     # ---- jobs.json
     def read_tickets(self) -> dict[str, Ticket]:
@@ -187,13 +188,14 @@ class Queue:
 
     def poll(self, jobs: list) -> None:
         """Brings the states of submitted jobs up to date."""
-        if time.monotonic() < self.next_poll:
+        self.active = len(jobs)
+        if time.monotonic() < self.next_poll or not jobs:
             return
         self.next_poll = time.monotonic() + POLL_SECONDS[self.cluster]
         listed = self.listed([job.ticket for job in jobs])
         for job in jobs if listed is not None else []:
             self.update(job, listed.get(key_of(job.ticket)))
-        self.active = sum(job.state in ("submitted", "running", "held") for job in jobs)
+        self.active = sum(job.state not in ("done", "failed") for job in jobs)
 
     def update(self, job, state: str | None) -> None:
         """`state`: in the queue; None if it is not there any more."""

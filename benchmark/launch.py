@@ -204,8 +204,10 @@ def check(config: Config, flags: list[str]) -> None:
         raise irl.UserError(f"{flag}: set by the launcher itself; expected --{own}")
     if config.jobs < 1 or not config.envs or config.seeds == ():
         raise irl.UserError("--jobs, --envs and --seeds: expected at least one of each")
-    if config.minutes < 1 or config.array_parallelism < 1:
-        raise irl.UserError("--minutes and --array-parallelism: expected 1 or more")
+    if config.minutes < 5:  # a job is told of its limit two minutes before
+        raise irl.UserError(f"--minutes {config.minutes}: expected 5 or more")
+    if config.array_parallelism < 1:
+        raise irl.UserError(f"--array-parallelism {config.array_parallelism}: expected 1 or more")
     if config.stall_minutes is not None and not config.stall_minutes > 0:
         raise irl.UserError(f"--stall-minutes {config.stall_minutes}: expected more than 0")
     changed = {f.name for f in fields(Config) if getattr(config, f.name) != f.default}
@@ -230,8 +232,7 @@ def runs_of(config: Config, flags: list[str]) -> list[study.Run]:
         return study.read_study(config.study)
     variant = "frozen" if config.frozen else "full"
     for name in ("reward-only", "true-reward"):
-        words = study.VARIANTS[name]
-        given = [flag for flag in flags if study.names_of([flag]) & set(words)]
+        given = [flag for flag in flags if (flag.replace("_", "-"),) == study.VARIANTS[name]]
         if given and variant != "frozen":
             variant = name
             flags = [flag for flag in flags if flag not in given]
@@ -496,17 +497,17 @@ def kill(job: Job, queue: cluster.Queue | None, problem: str) -> None:
 def stop(jobs: list[Job], received: list[int]) -> None:
     """Asks the runs of this machine to stop, and waits until they have.
 
-    They end their round and write a checkpoint; a second Ctrl-C is passed on and interrupts them.
+    They end their round and write a checkpoint. A second Ctrl-C interrupts that, a third kills.
     """
     processes = [job.process for job in jobs if job.process is not None]
+    ways = [subprocess.Popen.terminate, subprocess.Popen.terminate, subprocess.Popen.kill]
     interrupts = received.count(signal.SIGINT)
-    for process in processes:
-        process.terminate()
+    sent = 0
     while any(process.poll() is None for process in processes):
-        if received.count(signal.SIGINT) > interrupts:
-            interrupts = received.count(signal.SIGINT)
+        if sent <= received.count(signal.SIGINT) - interrupts and sent < len(ways):
             for process in processes:
-                process.terminate()
+                ways[sent](process)
+            sent += 1
         time.sleep(0.1)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from submitit.helpers import DelayedSubmission
 
 ROOT = Path(__file__).resolve().parent.parent
-RETRIES = {os.EX_TEMPFAIL: 30, 130: 120}  # seconds after a run was held, or stopped by a signal
+# Seconds after which a run that was held, or stopped by a signal, is tried again.
+RETRIES = {os.EX_TEMPFAIL: 30, 130: 120, -signal.SIGTERM: 120}
 HELD_UNTIL = 60  # seconds after which a run that was held before runs for certain
 STOP_SECONDS = 60  # for the end of a round and a checkpoint
 

@@ -26,6 +26,8 @@ def jobs_of(config: launch.Config, flags: list[str] | None = None) -> list[launc
 REFUSED = [
     ("--dry-run --minutes 5", "--minutes: expected --cluster"),
     ("--cluster local --partition main", "--partition: expected --cluster slurm"),
+    ("--cluster local --minutes 2", "--minutes 2: expected 5 or more"),
+    ("--no-policy-access=False", "Unrecognized options: False"),
     ("--stall-minutes 0", "--stall-minutes 0.0: expected more than 0"),
     ("--study nowhere.toml", "nowhere.toml: not readable as TOML"),
     ("--study benchmark/studies/trial.toml --method gail", "--study and method: expected one"),
