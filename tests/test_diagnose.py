@@ -6,6 +6,7 @@ Reacher is the world of most: its reward, -|fingertip - target| - |a|^2, is a fu
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -77,8 +78,8 @@ def reacher() -> Subject:
             for seed, (who, scale) in enumerate(scales.items())
         }
     bank = [episode for episodes in played.values() for episode in episodes]
-    act = lambda obs: np.zeros(2)  # noqa: E731
-    return a_subject(played=played, bank=bank, act=act, untrained=[REWARDS["untrained"]])
+    others = [REWARDS["untrained"]]
+    return a_subject(played=played, bank=bank, act=lambda obs: np.zeros(2), untrained=others)
 
 
 # ------------------------------------------------------------------------------------ examinations
@@ -170,8 +171,11 @@ def test_starts_lie_within_an_episode():
 
 def test_counterfactuals_of_a_known_reward(monkeypatch):
     """The expert always acts alike, and the reward is for acting little."""
+
+    def expert(obs):
+        return np.full(2, 0.2, np.float32)
+
     monkeypatch.setattr(subject, "PLAYED_STEPS", 100)
-    expert = lambda obs: np.full(2, 0.2, np.float32)  # noqa: E731
     examined = a_subject(
         rewards={"learned": lambda o, a, n: -np.square(a).sum(1)},
         expert=expert,
@@ -239,7 +243,7 @@ def test_fresh_policies_come_from_finished_runs_of_this_reward_and_its_controls(
 def test_without_any_fresh_policies_are_trained(tiny_run, monkeypatch):
     monkeypatch.setattr(retraining, "SEEDS", (5,))
     monkeypatch.setattr(retraining, "LEARNERS", {"loop": retraining.train_loop})
-    monkeypatch.setattr(retraining, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(retraining, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     examined = Subject(tiny_run[0], retrain_steps=2048)
     assert set(examined.nets) == {"learned", "untrained", "constant"}
     examined.nets = {"learned": examined.nets["learned"]}
@@ -254,44 +258,22 @@ def test_without_any_fresh_policies_are_trained(tiny_run, monkeypatch):
     assert table.loc["learned", "loop"] != oracle
 
 
-class InThisProcess:
-    def __init__(self, jobs, mp_context):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    map = staticmethod(map)
-
-
 # ------------------------------------------------------------------------------------------ labels
-def found_with(**numbers) -> dict[str, dict]:
-    """What examinations find of a reward without a fault, but for `numbers`."""
-    x = {
-        "above": 0.6,
-        "true_above": 0.6,
-        "spearman": 0.8,
-        "random": 0.5,
-        "distance": 0.3,
-        "fresh": 2400,
-        "true_fresh": 2500,
-        **numbers,
-    }
+def column(name: str, margin: float, **values: float) -> dict:
+    rows = {row: with_interval(name, x, x - margin, x + margin) for row, x in values.items()}
+    return {"note": "", "table": rows}
 
-    def column(name: str, margin: float, **values: float) -> dict:
-        rows = {row: with_interval(name, x, x - margin, x + margin) for row, x in values.items()}
-        return {"note": "", "table": rows}
 
-    above, true_above, spearman, random, distance, fresh, true_fresh = x.values()
+def found_with(
+    above=0.6, truly=0.6, ranking=0.8, untrained=0.5, distance=0.3, fresh=2400, by_true=2500
+) -> dict[str, dict]:
+    """What examinations find of a reward: by default of one without a fault."""
     return {
-        "steps": column(steps.ABOVE, 0.02, learned=above, untrained=0.5, true=true_above),
-        "ranking": column("segments", 0.02, learned=spearman, untrained=random, constant=0.0),
+        "steps": column(steps.ABOVE, 0.02, learned=above, untrained=0.5, true=truly),
+        "ranking": column("segments", 0.02, learned=ranking, untrained=untrained, constant=0.0),
         "distance": column("mixed", 0.02, learned=distance, untrained=0.6, constant=0.5),
         "retraining": column(
-            "loop", 100, learned=fresh, constant=1000, untrained=900, true=true_fresh
+            "loop", 100, learned=fresh, constant=1000, untrained=900, true=by_true
         ),
     }
 
@@ -322,11 +304,11 @@ HEALTHY = run_with()
     ("examined", "found", "expected"),
     [
         (HEALTHY, found_with(), set()),
-        (HEALTHY, found_with(spearman=0.01), {"survival_only"}),  # a constant has 0
-        (HEALTHY, found_with(spearman=0.5), {"survival_only"}),  # one untrained network has 0.52
-        (HEALTHY, found_with(above=0.995, true_above=0.9), {"discriminator_saturated"}),
+        (HEALTHY, found_with(ranking=0.01), {"survival_only"}),  # a constant has 0
+        (HEALTHY, found_with(ranking=0.5), {"survival_only"}),  # one untrained network has 0.52
+        (HEALTHY, found_with(above=0.995, truly=0.9), {"discriminator_saturated"}),
         (HEALTHY, found_with(above=0.3), {"stale_reward"}),
-        (HEALTHY, found_with(above=0.3, true_above=0.2), set()),  # the policy is the better one
+        (HEALTHY, found_with(above=0.3, truly=0.2), set()),  # the policy is the better one
         (HEALTHY, found_with(distance=0.49), {"distant_reward"}),  # a constant has 0.5
         (HEALTHY, found_with(distance=0.45), set()),
         (HEALTHY, found_with(fresh=1700), {"fails_retraining"}),  # half way: 1750
@@ -357,7 +339,7 @@ def test_what_cannot_be_compared_is_unknown():
     reasons = unknown(run_with(score=None), without_bank)
     assert reasons["survival_only"] == "no bank"
     assert "normalised" in reasons["discriminator_saturated"]
-    assert "fails_retraining" in unknown(HEALTHY, found_with(true_fresh=1000))  # no signal
+    assert "fails_retraining" in unknown(HEALTHY, found_with(by_true=1000))  # no signal
     short = run_with()
     short.metrics = pd.DataFrame({"learned_return": [1.0] * 9})
     assert {"reward_hacking", "policy_collapse"} <= set(unknown(short, found_with()))

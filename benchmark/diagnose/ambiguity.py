@@ -11,6 +11,7 @@ import pandas as pd
 
 from benchmark.diagnose.ranking import agreement, paid_segments, segments
 from benchmark.diagnose.subject import NotApplicable, Subject
+from benchmark.diagnose.table import frame
 
 TITLE = "What the demonstrations leave open: how often a reward sides with A"
 
@@ -39,6 +40,4 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     for name, reward in subject.rewards.items():
         learned = np.concatenate(paid_segments(reward, bank))
         table[name] = {"sides with A": agreement(learned, a, (i[is_open], j[is_open]))}
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    frame.attrs["note"] = f"A and B disagree on {is_open.sum()} of {len(i)} pairs"
-    return frame
+    return frame(table, f"A and B disagree on {is_open.sum()} of {len(i)} pairs")

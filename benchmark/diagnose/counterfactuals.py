@@ -15,7 +15,7 @@ from benchmark.diagnose.subject import (
     play_from,
     transitions,
 )
-from benchmark.diagnose.table import prefers
+from benchmark.diagnose.table import frame, prefers
 from benchmark.load import Act
 from demos.formats import Episode
 
@@ -107,6 +107,4 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
         rates = other_actions(subject, rng) | rates
     except NotApplicable as reason:
         note = f"Other actions are not applicable: {reason}"
-    table = pd.DataFrame(rates)
-    table.attrs["note"] = note
-    return table
+    return frame(rates, note).T

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark.diagnose.subject import Subject, paid, play_from, state_of
-from benchmark.diagnose.table import bootstrapped, median_and_range
+from benchmark.diagnose.table import bootstrapped, frame, median_and_range
 from benchmark.load import Reward
 from demos.formats import Episode
 
@@ -88,6 +88,4 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
             if name == "untrained":
                 distances = [cosine_distance(x[rows], true[rows]) for x in others]
                 table[name] |= median_and_range(where, distances)
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    frame.attrs["note"] = f"V is of the policy: {leveller}"
-    return frame
+    return frame(table, f"V is of the policy: {leveller}")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark.diagnose.subject import Subject, delayed, has_states, transitions
+from benchmark.diagnose.table import frame
 from benchmark.load import Act
 from custom_irl import seeds_for
 from demos.expert import play
@@ -66,6 +67,4 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
         name: {who: mean_return(world, act, change, subject.seed) for who, act in actors.items()}
         for name, (world, change) in worlds.items()
     }
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    frame.attrs["note"] = note
-    return frame
+    return frame(table, note)

@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from benchmark.diagnose.subject import Subject, paid
-from benchmark.diagnose.table import bootstrapped, median_and_range, prefers
+from benchmark.diagnose.table import bootstrapped, frame, median_and_range, prefers
 from benchmark.load import Reward
 from demos.formats import Episode
 
@@ -74,4 +74,4 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
         }
     others = [np.concatenate(paid_segments(reward, bank)) for reward in subject.untrained]
     table["untrained"] |= median_and_range("segments", [correlation(x, true) for x in others])
-    return pd.DataFrame.from_dict(table, orient="index")
+    return frame(table)

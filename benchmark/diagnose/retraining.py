@@ -22,7 +22,7 @@ import custom_irl as irl
 from baselines.frozen import Frozen
 from benchmark import retrain, runs
 from benchmark.diagnose.subject import NotApplicable, Subject
-from benchmark.diagnose.table import with_interval
+from benchmark.diagnose.table import frame, with_interval
 
 TITLE = "True return of fresh policies"
 SEEDS = (101, 102)  # added to the examination's seed
@@ -129,7 +129,5 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     for (learner, reward), x in returns.items():
         table[reward] |= with_interval(learner, np.mean(x), min(x), max(x))
         counts[learner].append(f"{reward} {len(x)}")
-    frame = pd.DataFrame.from_dict(table, orient="index")
     runs_of = "; ".join(f"{learner}: {', '.join(texts)}" for learner, texts in counts.items())
-    frame.attrs["note"] = f"{source}, {steps:,} steps each; runs of {runs_of}"
-    return frame
+    return frame(table, f"{source}, {steps:,} steps each; runs of {runs_of}")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from benchmark.diagnose.subject import Subject, paid
-from benchmark.diagnose.table import bootstrapped, prefers
+from benchmark.diagnose.table import bootstrapped, frame, prefers
 
 TITLE = "Reward a step"
 ABOVE = "expert above own policy"
@@ -37,4 +37,4 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
                 for _ in range(RESAMPLES)
             ]
             table[name] |= bootstrapped(ABOVE, rates.mean(), resampled)
-    return pd.DataFrame.from_dict(table, orient="index")
+    return frame(table)

@@ -31,10 +31,16 @@ def median_and_range(column: str, values: Sequence[float]) -> dict[str, float]:
     return with_interval(column, median, low, high)
 
 
+def frame(rows: dict[str, dict[str, float]], note: str = "") -> pd.DataFrame:
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.attrs["note"] = note
+    return table
+
+
 def as_json(table: pd.DataFrame) -> dict:
     """What diagnosis.json holds of an examination. NaN is null."""
     rows = json.loads(table.to_json(orient="index", double_precision=15))
-    return {"note": table.attrs.get("note", ""), "table": rows}
+    return {"note": table.attrs["note"], "table": rows}
 
 
 def table_of(examination: dict) -> pd.DataFrame:
