@@ -21,9 +21,9 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,9 +39,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
 EVAL_EPISODES = 10
-CARD_SCHEMA = "irl-card-1"  # marks the JSON file beside demonstrations that states their returns
 MAX_NPZ_BYTES = 2**30  # of the uncompressed arrays in a file of demonstrations
-PACKAGES = ("gymnasium", "mujoco", "numpy", "torch")
+CARD_SCHEMA = "irl-card-1"  # marks the JSON file beside demonstrations that states their returns
+PACKAGES = ("gymnasium", "mujoco", "numpy", "torch")  # whose versions result.json states
 
 
 class UserError(Exception):
@@ -51,70 +51,43 @@ class UserError(Exception):
 # ================================================================================== configuration
 @dataclass(frozen=True)
 class Args:
-    env: str = "Hopper-v4"
-    """id of a Gymnasium environment with one-dimensional Box observations and actions"""
-    seed: int = 1
-    """seed of everything random in the run (42, 123 and 456 are the benchmark's: tune on others)"""
-    total_timesteps: int = 1_000_000
-    """environment steps, rounded down to whole rollouts"""
-    num_envs: int = 8
-    """number of environments, stepped in turn"""
-    num_steps: int = 256
-    """steps of each environment in a rollout"""
-    max_episode_steps: int | None = None
-    """time limit of an episode; default: the environment's own"""
-    demos: Path | None = None
-    """demonstrations, an .npz as demos/README.md describes it; default: demos/ENV.npz"""
-    demo_episodes: int = 50
-    """number of episodes used, from the first on"""
-    demo_subsample: int = 1
-    """keep every k-th transition of each episode"""
-    out: Path | None = None
-    """folder of the run; default: results/METHOD/ENV/seedSEED"""
-    overwrite: bool = False
-    """replace a finished run in that folder"""
-    no_policy_access: bool = False
-    """do not call `set_policy`: the policy learns from the reward alone"""
-    true_reward: bool = False
-    """oracle: train on the environment's reward, without any method"""
+    env: str = "Hopper-v4"  # a Gymnasium environment with one-dimensional Box spaces
+    seed: int = 1  # of everything random (42, 123 and 456 are the benchmark's: tune on others)
+    total_timesteps: int = 1_000_000  # environment steps, rounded down to whole rollouts
+    num_envs: int = 8  # environments, stepped in turn
+    num_steps: int = 256  # steps of each environment in a rollout
+    max_episode_steps: int | None = None  # an episode's time limit; default: the environment's own
+    demos: Path | None = None  # an .npz as demos/README.md describes it; default: demos/ENV.npz
+    demo_episodes: int = 50  # episodes used, from the first on
+    demo_subsample: int = 1  # keep every k-th transition of each episode
+    out: Path | None = None  # folder of the run; default: results/METHOD/ENV/seedSEED
+    overwrite: bool = False  # replace a finished run in that folder
+    no_policy_access: bool = False  # no call of `set_policy`: PPO learns from the reward alone
+    true_reward: bool = False  # oracle: train on the environment's reward, without any method
 
-    irl_lr: float = 3e-4
-    """learning rate of the reward"""
-    irl_batch_size: int = 256
-    """expert transitions, and policy transitions, in a batch of the reward's update"""
-    n_irl_updates_per_round: int = 5
-    """calls of `update` after each rollout"""
+    irl_lr: float = 3e-4  # learning rate of the reward's update
+    irl_batch_size: int = 256  # transitions of the expert, and of the policy, in a batch of it
+    n_irl_updates_per_round: int = 5  # calls of `update` after each rollout
 
-    learning_rate: float = 3e-4
-    """PPO's Adam learning rate, annealed linearly to 0"""
-    gamma: float = 0.99
-    """discount"""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation"""
-    num_minibatches: int = 32
-    """minibatches in an epoch"""
-    update_epochs: int = 10
-    """epochs over a rollout"""
-    clip_coef: float = 0.2
-    """PPO's clipping range of the probability ratio"""
-    vf_coef: float = 0.5
-    """weight of the value loss"""
-    max_grad_norm: float = 0.5
-    """largest norm of PPO's gradient"""
+    learning_rate: float = 3e-4  # PPO's Adam learning rate, annealed linearly to 0
+    gamma: float = 0.99  # discount
+    gae_lambda: float = 0.95  # lambda of generalised advantage estimation
+    num_minibatches: int = 32  # minibatches in an epoch
+    update_epochs: int = 10  # epochs over a rollout
+    clip_coef: float = 0.2  # PPO's clipping range of the probability ratio
+    vf_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # largest norm of PPO's gradient
 
     def __post_init__(self):
         for key, value in vars(self).items():
-            if type(value) is int and value < (0 if key == "seed" else 1):
+            least = 0 if key == "seed" else 1
+            if type(value) is int and not least <= value < 2**63:
                 flag = key.replace("_", "-")
-                raise UserError(f"--{flag} {value}: expected a positive integer (--seed: or 0)")
-        if self.seed >= 2**63:
-            raise UserError(f"--seed {self.seed}: expected less than 2^63")
+                raise UserError(f"--{flag} {value}: expected an integer from {least} to 2^63 - 1")
         if self.num_rounds < 1:
-            steps = f"--total-timesteps {self.total_timesteps}"
-            raise UserError(f"{steps}: expected at least {self.batch_size}, a rollout")
+            raise UserError(f"--total-timesteps: expected at least {self.batch_size}, a rollout")
         if self.batch_size % self.num_minibatches:
-            n = self.num_minibatches
-            raise UserError(f"--num-minibatches {n}: expected a divisor of {self.batch_size}")
+            raise UserError(f"--num-minibatches: expected a divisor of {self.batch_size}")
 
     @property
     def batch_size(self) -> int:
@@ -131,15 +104,10 @@ class Args:
 
 # =================================================================================== environments
 def make_env(env_id: str, max_episode_steps: int | None = None, **kwargs) -> gym.Env:
-    """An environment with flat Box spaces and a time limit. `kwargs` go to gym.make.
-
-    Raises:
-        UserError: for anything else, naming the flag.
-    """
+    """gym.make; UserError unless it has flat Box spaces and a time limit."""
+    kwargs |= {"max_episode_steps": max_episode_steps, "disable_env_checker": True}
     try:
-        env = gym.make(
-            env_id, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs
-        )
+        env = gym.make(env_id, **kwargs)
     except (gym.error.Error, ImportError) as error:
         raise UserError(f"--env {env_id}: {str(error).splitlines()[0]}") from None
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
@@ -147,8 +115,7 @@ def make_env(env_id: str, max_episode_steps: int | None = None, **kwargs) -> gym
             kind = "expected a one-dimensional Box"
             raise UserError(f"--env {env_id}: the {name} space is {space}; {kind}")
     if env.spec.max_episode_steps is None:
-        problem = "has no time limit, so an episode may never end"
-        raise UserError(f"--env {env_id}: {problem}; expected --max-episode-steps N")
+        raise UserError(f"--env {env_id}: has no time limit; expected --max-episode-steps N")
     return env
 
 
@@ -164,7 +131,7 @@ def reset_env(env: gym.Env, seed: int | None = None) -> np.ndarray:
     first = env.reset(seed=seed)
     if not (isinstance(first, tuple) and len(first) == 2):
         raise UserError(f"--env {env.spec.id}: reset() returned no (obs, info) as Gymnasium's does")
-    check_finite(env, first[0], 0.0)
+    check_finite(env, first[0], reward=0.0)
     return first[0]
 
 
@@ -198,11 +165,10 @@ class VectorEnv:
     def __init__(self, args: Args):
         self.envs = [make_env(args.env, args.max_episode_steps) for _ in range(args.num_envs)]
         self.action_space = self.envs[0].action_space
-        self.obs_dim = self.envs[0].observation_space.shape[0]
-        self.action_dim = self.action_space.shape[0]
-        self.obs = np.zeros((args.num_envs, self.obs_dim), np.float32)
-        for i, env_seed in enumerate(seeds_for(args.seed, purpose=0, n=args.num_envs)):
-            reset_env(self.envs[i], env_seed)
+        self.obs_dim, self.action_dim = env_dims(args)
+        self.obs = np.zeros((args.num_envs, self.obs_dim), np.float32)  # to act on
+        for i, seed in enumerate(seeds_for(args.seed, purpose=0, n=args.num_envs)):
+            reset_env(self.envs[i], seed)
             self.reset(i)
 
     def reset(self, i: int) -> None:
@@ -212,77 +178,59 @@ class VectorEnv:
         """Steps every copy with its row of `actions` (N, action_dim), clipped to the action space.
 
         Returns next_obs (N, obs_dim) as it was before any reset, the environment's rewards (N,),
-        `terminated` (N,) and `ended` (N,), which is true for time limits too. `self.obs` then holds
-        the observations to act on.
+        `terminated` (N,) and `ended` (N,), which is true for time limits too.
         """
         actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        n = len(self.envs)
         next_obs = np.empty_like(self.obs)
-        rewards = np.empty(n, np.float32)
-        terminated = np.empty(n, bool)
-        ended = np.empty(n, bool)
+        rewards = np.empty(len(self.envs), np.float32)
+        terminated, truncated = np.empty((2, len(self.envs)), bool)
         for i, env in enumerate(self.envs):
-            next_obs[i], rewards[i], terminated[i], truncated = step_env(env, actions[i])
-            ended[i] = terminated[i] or truncated
-            self.obs[i] = next_obs[i]
-            if ended[i]:
-                self.reset(i)
+            next_obs[i], rewards[i], terminated[i], truncated[i] = step_env(env, actions[i])
+        self.obs[:] = next_obs
+        ended = terminated | truncated
+        for i in np.flatnonzero(ended):
+            self.reset(i)
         return next_obs, rewards, terminated, ended
 
 
 # ================================================================================= demonstrations
+@dataclass(frozen=True)
+class Demos:
+    """Expert transitions, what they are of a file, and the card beside that file."""
+
+    tensors: dict[str, torch.Tensor] | None  # obs, acts and next_obs, float32; None: not read
+    source: dict[str, str | int | None]  # as result.json states it
+    card: dict | None = None
+
+
 def sha256(path: Path) -> str:
     """Of a file's content; a symbolic link's is that of the file it points to."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of `keys` that an .npz of plain arrays holds; UserError if it is not one."""
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """obs, acts and lengths of an .npz; UserError for any other file."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > MAX_NPZ_BYTES:
             raise ValueError(f"{size} bytes uncompressed; at most {MAX_NPZ_BYTES} are read")
         with np.load(path, allow_pickle=False) as f:
-            return {key: f[key] for key in keys if key in f.files}
+            return {key: np.ascontiguousarray(f[key]) for key in ("obs", "acts", "lengths")}
     except Exception as error:  # NumPy and zipfile raise errors of many kinds for a damaged file
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{path}: not a readable .npz of plain arrays ({reason})") from None
-
-
-@dataclass(frozen=True)
-class Demos:
-    """Expert transitions, and how many of the file's they are."""
-
-    tensors: dict[
-        str, torch.Tensor
-    ]  # obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim)
-    episodes: int
-    episodes_in_file: int
-    transitions_in_file: int
-
-    def __len__(self) -> int:
-        return len(self.tensors["obs"])
+        convert = f"another format? python -m demos.convert {path} NEW.npz"
+        expected = f"an .npz with plain arrays obs, acts and lengths ({convert})"
+        raise UserError(f"{path}: {reason}; expected {expected}") from None
 
 
 def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> Demos:
-    """Every `subsample`-th transition of the first `episodes` episodes of an .npz, float32.
+    """Every `subsample`-th transition of the first `episodes` episodes of an .npz.
 
-    The file's keys: obs (sum of T+1, obs_dim), acts (sum of T, action_dim), lengths (episodes,)
-    with T of each. Rewards are not read.
-
-    Raises:
-        UserError: naming the file, the key and what was expected.
+    Its keys: obs (sum of T+1, obs_dim), acts (sum of T, action_dim), lengths (episodes,) with T of
+    each. UserError names the file, the key and what was expected.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; expected demonstrations, see demos/README.md")
-    convert = f"python -m demos.convert {path} NEW.npz"
-    if path.is_dir() or path.suffix != ".npz":
-        raise UserError(f"{path}: not an .npz; convert it first: {convert}")
-    data = read_npz(path, ("obs", "acts", "lengths"))
-    if missing := {"obs", "acts", "lengths"} - set(data):
-        expected = f"expected obs, acts and lengths (another format? {convert})"
-        raise UserError(f"{path}: key '{min(missing)}' is missing; {expected}")
+    data = read_npz(path)
     lengths = data["lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any():
         found = f"{lengths.dtype} {lengths.shape}"
@@ -290,34 +238,33 @@ def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsamp
     if episodes > len(lengths):
         expected = f"expected at least {episodes} (--demo-episodes)"
         raise UserError(f"{path}: holds {len(lengths)} episodes; {expected}")
-    total = int(lengths.sum(dtype=np.int64))
-    shapes = {"obs": (total + len(lengths), obs_dim), "acts": (total, action_dim)}
-    for key, shape in shapes.items():
-        if data[key].shape != shape:
-            raise UserError(f"{path}: key '{key}' has shape {data[key].shape}; expected {shape}")
-        if data[key].dtype.kind != "f" or not np.isfinite(data[key]).all():
-            found = f"{data[key].dtype} or not finite"
-            raise UserError(f"{path}: key '{key}' is {found}; expected finite floats")
-    lengths = lengths.astype(np.int64)
-    # obs has one row more per episode than acts: transition t of episode e starts at row t + e.
-    episode = np.repeat(np.arange(len(lengths)), lengths)
-    step = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    keep = np.flatnonzero((episode < episodes) & (step % subsample == 0))
-    row = keep + episode[keep]
-    arrays = {"obs": data["obs"][row], "acts": data["acts"][keep], "next_obs": data["obs"][row + 1]}
-    tensors = {k: torch.as_tensor(np.ascontiguousarray(x, np.float32)) for k, x in arrays.items()}
-    return Demos(tensors, episodes, len(lengths), total)
+    total = sum(lengths.tolist())
+    for key, shape in (("obs", (total + len(lengths), obs_dim)), ("acts", (total, action_dim))):
+        x = data[key]
+        finite = x.dtype.kind == "f" and (abs(x) <= np.finfo(np.float32).max).all()
+        if x.shape != shape or not finite:
+            found = f"{x.dtype} {x.shape}{'' if finite else ', not all finite'}"
+            raise UserError(f"{path}: key '{key}' is {found}; expected finite floats {shape}")
+    obs = np.split(data["obs"], np.cumsum(lengths[:episodes] + 1))[:episodes]
+    acts = np.split(data["acts"], np.cumsum(lengths[:episodes]))[:episodes]
+    kept = {
+        "obs": [x[:-1:subsample] for x in obs],
+        "acts": [x[::subsample] for x in acts],
+        "next_obs": [x[1::subsample] for x in obs],
+    }
+    tensors = {k: torch.from_numpy(np.concatenate(x, dtype=np.float32)) for k, x in kept.items()}
+    source = {"file": path.name, "sha256": sha256(path)}
+    source |= {"episodes": episodes, "episodes_in_file": len(lengths)}
+    source |= {"transitions": len(tensors["obs"]), "transitions_in_file": total}
+    return Demos(tensors, source)
 
 
 def load_card(path: Path, env_id: str) -> tuple[dict | None, str]:
-    """The card beside the demonstrations at `path`, and a line to print if it was not used.
+    """The card of the demonstrations at `path`, and a line to print if one there was not used.
 
-    The card, NAME.json beside NAME.npz, states the returns of the expert and of a random policy. It
-    counts only if its `schema` is CARD_SCHEMA, its environment is `env_id`, and the hash in it is
-    that of the demonstrations.
-
-    Raises:
-        UserError: if a card of that schema lacks what it has to state, or states two equal returns.
+    NAME.json beside NAME.npz states the mean returns of a random policy and of the expert. It
+    counts only if it is of `env_id` and of that very file. UserError if it lacks what it has to
+    state.
     """
     card_path = path.with_suffix(".json")
     if not card_path.is_file():
@@ -332,10 +279,9 @@ def load_card(path: Path, env_id: str) -> tuple[dict | None, str]:
         env, digest = card["env"], card["sha256"][path.name]
         returns = (card["random"]["return_mean"], card["expert"]["demos"]["return_mean"])
         valid = all(type(x) in (int, float) and np.isfinite(x) for x in returns)
-        valid = valid and returns[0] != returns[1]
     except (KeyError, TypeError):
         valid = False
-    if not valid:
+    if not valid or returns[0] == returns[1]:
         keys = "env, sha256, random.return_mean and expert.demos.return_mean, two finite numbers"
         raise UserError(f"{card_path}: a card with keys missing or wrong; expected {keys}")
     if env != env_id:
@@ -352,6 +298,27 @@ def normalized(score: float, card: dict | None) -> float | None:
     floor = card["random"]["return_mean"]
     ceiling = card["expert"]["demos"]["return_mean"]
     return (score - floor) / (ceiling - floor)
+
+
+def prepare_demos(args: Args, algorithm_cls: type | None = None) -> Demos:
+    """The demonstrations with their card; prints how much of them is used.
+
+    They are not read for the oracle and for a method whose class says `needs_demos = False`.
+    """
+    path = args.demos_path
+    card, note = load_card(path, args.env)
+    if note:
+        print(note, file=sys.stderr)
+    if args.true_reward or not getattr(algorithm_cls, "needs_demos", True):
+        unread = {"file": path.name, "sha256": None, "episodes": 0, "transitions": 0}
+        return Demos(None, unread, card)
+    demos = load_demos(path, *env_dims(args), args.demo_episodes, args.demo_subsample)
+    source = demos.source
+    transitions = f"{source['transitions']} of {source['transitions_in_file']} transitions"
+    print(f"{path}: {transitions}, {source['episodes']} of {source['episodes_in_file']} episodes")
+    if args.demo_episodes == Args.demo_episodes < source["episodes_in_file"] / 2:
+        print("warning: --demo-episodes leaves out most of the file by default", file=sys.stderr)
+    return replace(demos, card=card)
 
 
 # ========================================================================================= policy
@@ -1058,26 +1025,17 @@ def collect_rollout(envs: VectorEnv, policy: Policy, num_steps: int) -> Rollout:
     """Steps the environments with sampled actions. Log-probabilities and values are computed once,
     at the end: the policy does not change during a rollout.
     """
-    shape = (num_steps, len(envs.envs))
-    obs = torch.empty(*shape, envs.obs_dim)
-    next_obs = torch.empty(*shape, envs.obs_dim)
-    true_rewards = torch.empty(shape)
-    terminated = torch.empty(shape, dtype=torch.bool)
-    ended = torch.empty(shape, dtype=torch.bool)
-    acts = policy.actor_logstd.exp() * torch.randn(
-        *shape, envs.action_dim
-    )  # the mean is added below
-    for t in range(num_steps):
-        obs[t] = torch.from_numpy(envs.obs)
-        acts[t] += mlp_forward(policy.actor_mean, obs[t])[-1]
-        step = envs.step(acts[t].numpy())
-        next_obs[t], true_rewards[t], terminated[t], ended[t] = map(torch.from_numpy, step)
+    noise = torch.randn(num_steps, len(envs.envs), envs.action_dim)
+    steps = []
+    for deviation in policy.actor_logstd.exp() * noise:
+        obs = torch.tensor(envs.obs)
+        acts = mlp_forward(policy.actor_mean, obs)[-1] + deviation
+        steps.append((obs, acts, *map(torch.from_numpy, envs.step(acts.numpy()))))
+    obs, acts, next_obs, true_rewards, terminated, ended = map(torch.stack, zip(*steps))
     _, logprobs, _, values = policy.get_action_and_value(obs.flatten(0, 1), acts.flatten(0, 1))
     next_values = policy.get_value(next_obs.flatten(0, 1))
-    logprobs, values, next_values = (x.view(shape) for x in (logprobs, values, next_values))
-    return Rollout(
-        obs, acts, next_obs, logprobs, values, next_values, true_rewards, terminated, ended
-    )
+    estimates = (x.view_as(true_rewards) for x in (logprobs, values, next_values))
+    return Rollout(obs, acts, next_obs, *estimates, true_rewards, terminated, ended)
 
 
 class RunningNorm:
@@ -1102,16 +1060,14 @@ class RunningNorm:
         return ((x - self.mean) / (self.var + 1e-8) ** 0.5).float()
 
 
-def compute_gae(
-    rewards, values, next_values, terminated, ended, gamma: float, gae_lambda: float
-) -> torch.Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16). All inputs are (T, N).
+def compute_gae(rewards, values, next_values, terminated, ended, gamma: float, lam: float):
+    """Advantages (T, N) by generalised advantage estimation (Schulman et al. 2016, eq. 16).
 
-    Returns advantages (T, N). A terminal state has value 0. A time limit bootstraps from the last
+    The tensors are (T, N). A terminal state has value 0, and a time limit bootstraps from the last
     observation. Either ends the sum.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
-    decay = gamma * gae_lambda * ~ended
+    decay = gamma * lam * ~ended
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
     for t in reversed(range(len(deltas))):
@@ -1180,19 +1136,10 @@ def flat_gradient(parameters: list[nn.Parameter]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def update_policy(
-    policy: Policy, optimizer: optim.Optimizer, rollout: Rollout, rewards: torch.Tensor, args: Args
-) -> dict[str, float]:
+def update_policy(policy: Policy, optimizer, rollout: Rollout, rewards, args: Args) -> dict:
     """PPO's epochs over a rollout with normalised `rewards` (T, N); returns mean statistics."""
-    advantages = compute_gae(
-        rewards,
-        rollout.values,
-        rollout.next_values,
-        rollout.terminated,
-        rollout.ended,
-        args.gamma,
-        args.gae_lambda,
-    )
+    steps = (rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended)
+    advantages = compute_gae(*steps, args.gamma, args.gae_lambda)
     returns = advantages + rollout.values
     columns = (rollout.obs, rollout.acts, rollout.logprobs, advantages, returns)
     batch = [x.flatten(0, 1) for x in columns]
@@ -1201,17 +1148,16 @@ def update_policy(
     stats = []
     converged = False
     for _ in range(args.update_epochs):
-        order = torch.randperm(args.batch_size)
-        before = torch.cat([p.flatten() for p in parameters])
-        for rows in order.split(args.batch_size // args.num_minibatches):
+        before = nn.utils.parameters_to_vector(parameters)
+        for rows in torch.randperm(args.batch_size).split(args.batch_size // args.num_minibatches):
             if not converged:
                 stats.append(ppo_gradient(policy, *(x[rows] for x in batch), args))
                 gradient *= (args.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
             optimizer.step()
-        # An epoch of zero gradients that moved nothing (a method that pays 0): the gradient stays
-        # 0, and only Adam's step count advances.
-        after = torch.cat([p.flatten() for p in parameters])
-        converged = not gradient.any() and torch.equal(before, after)
+        # After an epoch of zero gradients that moved nothing (a method that pays 0) the gradient
+        # stays 0, and only Adam's step count advances.
+        moved = not torch.equal(before, nn.utils.parameters_to_vector(parameters))
+        converged = not moved and not gradient.any()
     unexplained = (returns - rollout.values).var() / (returns.var() + 1e-12)
     return {
         **{key: torch.stack([s[key] for s in stats]).mean().item() for key in stats[0]},
@@ -1241,8 +1187,7 @@ def learned_rewards(algorithm, rollout: Rollout) -> torch.Tensor:
         shape = tuple(getattr(rewards, "shape", ()))
         raise UserError(f"{name}: returned shape {shape}; expected ({n},)")
     rewards = rewards.detach().float()
-    if not rewards.isfinite().all():
-        broken = int((~rewards.isfinite()).sum())
+    if broken := int((~rewards.isfinite()).sum()):
         raise UserError(f"{name}: returned {broken} values of {n} that are not finite")
     return rewards.view_as(rollout.true_rewards)
 
@@ -1252,11 +1197,11 @@ def update_reward(algorithm, rollout: Rollout, n_updates: int) -> dict[str, floa
     if algorithm is None:
         return {}
     dones = rollout.ended.flatten().float()
-    reports = [algorithm.update(*rollout.flat(), dones) or {} for _ in range(n_updates)]
-    keys = dict.fromkeys(key for report in reports for key in report)
-    return {
-        f"irl/{key}": float(np.mean([float(r[key]) for r in reports if key in r])) for key in keys
-    }
+    reported = {}
+    for _ in range(n_updates):
+        for key, value in (algorithm.update(*rollout.flat(), dones) or {}).items():
+            reported.setdefault(f"irl/{key}", []).append(float(value))
+    return {key: float(np.mean(values)) for key, values in reported.items()}
 
 
 # ===================================================================================== evaluation
@@ -1266,12 +1211,10 @@ def evaluate(policy: Policy, args: Args, episodes: int, deterministic: bool) -> 
     env = make_env(args.env, args.max_episode_steps)
     generator = torch.Generator().manual_seed(args.seed)
     std = policy.actor_logstd.exp()[0]
-    returns = []
-    lengths = []
-    for reset_seed in seeds_for(args.seed, purpose=1, n=episodes):
+    returns = [0.0] * episodes
+    lengths = [0] * episodes
+    for i, reset_seed in enumerate(seeds_for(args.seed, purpose=1, n=episodes)):
         obs = reset_env(env, reset_seed)
-        total = 0.0
-        length = 0
         done = False
         while not done:
             action = policy.actor_mean(torch.as_tensor(obs, dtype=torch.float32))
@@ -1279,11 +1222,9 @@ def evaluate(policy: Policy, args: Args, episodes: int, deterministic: bool) -> 
                 action = action + std * torch.randn(std.shape, generator=generator)
             clipped = action.numpy().clip(env.action_space.low, env.action_space.high)
             obs, reward, terminated, truncated = step_env(env, clipped)
-            total += float(reward)
-            length += 1
+            returns[i] += float(reward)
+            lengths[i] += 1
             done = terminated or truncated
-        returns.append(total)
-        lengths.append(length)
     mean, std_return = float(np.mean(returns)), float(np.std(returns))
     return {"returns": returns, "lengths": lengths, "mean": mean, "std": std_return}
 
@@ -1292,23 +1233,20 @@ def evaluate(policy: Policy, args: Args, episodes: int, deterministic: bool) -> 
 class EpisodeSums:
     """Sums over episodes of per-step numbers, carried from one rollout to the next."""
 
+    names = ("true_return", "episode_length", "learned_return")
+
     def __init__(self, num_envs: int):
-        self.running = {
-            name: np.zeros(num_envs) for name in ("true_return", "episode_length", "learned_return")
-        }
+        self.running = np.zeros((len(self.names), num_envs))
 
     def finished(self, rollout: Rollout, rewards: torch.Tensor) -> dict[str, list[float]]:
         """The sums of the episodes that ended in this rollout, whose learned rewards are given."""
-        steps = (rollout.true_rewards, torch.ones_like(rewards), rewards)
-        ended = rollout.ended.numpy()
-        sums = {}
-        for (name, running), values in zip(self.running.items(), steps):
-            sums[name] = []
-            for value, end in zip(values.numpy(), ended):
-                running += value
-                sums[name].extend(running[end].tolist())
-                running[end] = 0.0
-        return sums
+        steps = torch.stack([rollout.true_rewards, torch.ones_like(rewards), rewards], 1)
+        sums = []
+        for values, ended in zip(steps.numpy(), rollout.ended.numpy()):
+            self.running += values
+            sums.append(self.running[:, ended])
+            self.running[:, ended] = 0.0
+        return dict(zip(self.names, np.concatenate(sums, 1).tolist()))
 
 
 @dataclass
@@ -1331,23 +1269,24 @@ class Training:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
-def start_training(
-    reward_cls: type, algorithm_cls: type, args: Args, envs: VectorEnv, demos: Demos | None
-) -> Training:
-    """Policy, optimizer, reward network and algorithm before the first round."""
-    policy = Policy(envs.obs_dim, envs.action_dim)
+def start_training(reward_cls, algorithm_cls, args: Args, envs: VectorEnv, expert) -> Training:
+    """Policy, optimizer, reward network and algorithm before the first round.
+
+    `expert`: the demonstrations' tensors, or None for a method that needs none.
+    """
+    dims = (envs.obs_dim, envs.action_dim)
+    policy = Policy(*dims)
     optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    reward_net = algorithm = None
-    if not args.true_reward:
-        reward_net = reward_cls(envs.obs_dim, envs.action_dim)
-        check_size(reward_net, envs.obs_dim, envs.action_dim)
-        tensors = None if demos is None else demos.tensors
-        device = torch.device("cpu")
-        algorithm = algorithm_cls(reward_net, tensors, envs.obs_dim, envs.action_dim, device, args)
-        if hasattr(algorithm, "set_policy") and not args.no_policy_access:
-            algorithm.set_policy(policy, optimizer)
-    sums = EpisodeSums(args.num_envs)
-    return Training(policy, optimizer, reward_net, algorithm, episodes=sums)
+    training = Training(policy, optimizer, episodes=EpisodeSums(args.num_envs))
+    if args.true_reward:
+        return training
+    training.reward_net = reward_cls(*dims)
+    check_size(training.reward_net, *dims)
+    device = torch.device("cpu")
+    training.algorithm = algorithm_cls(training.reward_net, expert, *dims, device, args)
+    if hasattr(training.algorithm, "set_policy") and not args.no_policy_access:
+        training.algorithm.set_policy(policy, optimizer)
+    return training
 
 
 def anneal(optimizer: optim.Optimizer, learning_rate: float, round_: int, num_rounds: int) -> None:
@@ -1355,20 +1294,17 @@ def anneal(optimizer: optim.Optimizer, learning_rate: float, round_: int, num_ro
         group["lr"] = learning_rate * (1 - round_ / num_rounds)
 
 
-def train(
-    training: Training,
-    envs: VectorEnv,
-    args: Args,
-    title: str,
-    after_round: Callable[[Training], None] = lambda training: None,
-) -> None:
+def train(training: Training, envs: VectorEnv, args: Args, title: str, after_round=None) -> None:
     """Runs the rounds that are left: rollout, reward, reward update, policy update.
 
-    Appends a row to `training.rows` and calls `after_round` after each.
+    Each appends a row to `training.rows` and then calls `after_round(training)`, if there is one.
     """
-    done = len(training.rows)
     policy, optimizer, algorithm = training.policy, training.optimizer, training.algorithm
-    with progress_bar(args, done * args.batch_size, title) as bar:
+    size = args.batch_size
+    total = args.num_rounds * size
+    done = len(training.rows)
+    progress = {"total": total, "initial": done * size, "unit": "step", "unit_scale": True}
+    with tqdm(desc=title, disable=None, **progress) as bar:
         for round_ in range(done, args.num_rounds):
             start = time.perf_counter()
             anneal(optimizer, args.learning_rate, round_, args.num_rounds)
@@ -1384,26 +1320,21 @@ def train(
             sums = training.episodes.finished(rollout, rewards)
             row = {
                 "round": round_ + 1,
-                "steps": (round_ + 1) * args.batch_size,
+                "steps": (round_ + 1) * size,
                 "episodes": len(sums["true_return"]),
                 **{name: float(np.mean(x)) if x else "" for name, x in sums.items()},
                 "reward_mean": rewards.mean().item(),
                 "reward_std": rewards.std().item(),
                 **irl_stats,
                 **ppo_stats,
-                "steps_per_second": args.batch_size / (time.perf_counter() - start),
+                "steps_per_second": size / (time.perf_counter() - start),
             }
             training.rows.append(row)
-            bar.update(args.batch_size)
+            bar.update(size)
             if row["episodes"]:
                 bar.set_postfix_str(f"return {row['true_return']:.0f}")
-            after_round(training)
-
-
-def progress_bar(args: Args, done: int, title: str) -> tqdm:
-    """A bar over environment steps; nothing where stderr is not a terminal."""
-    total = args.num_rounds * args.batch_size
-    return tqdm(total=total, initial=done, desc=title, unit="step", unit_scale=True, disable=None)
+            if after_round is not None:
+                after_round(training)
 
 
 # ======================================================================================== results
@@ -1449,27 +1380,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
-def describe_demos(args: Args, demos: Demos | None) -> dict:
-    if demos is None:
-        return {"file": args.demos_path.name, "sha256": None, "episodes": 0, "transitions": 0}
-    return {
-        "file": args.demos_path.name,
-        "sha256": sha256(args.demos_path),
-        "episodes": demos.episodes,
-        "episodes_in_file": demos.episodes_in_file,
-        "transitions": len(demos),
-        "transitions_in_file": demos.transitions_in_file,
-    }
-
-
-def save_run(
-    folder: Path,
-    training: Training,
-    args: Args,
-    method: str,
-    demos: Demos | None,
-    card: dict | None,
-) -> dict:
+def save_run(folder: Path, training: Training, args: Args, method: str, demos: Demos) -> dict:
     """Evaluates the final policy and writes the files of a finished run; returns the result.
 
     result.json is written last: a folder that has one is complete.
@@ -1494,13 +1405,13 @@ def save_run(
         "steps": steps,
         "eval_return_mean": deterministic["mean"],
         "eval_return_std": deterministic["std"],
-        "normalized_return": normalized(deterministic["mean"], card),
+        "normalized_return": normalized(deterministic["mean"], demos.card),
         "evaluation": {"deterministic": deterministic, "sampled": sampled},
         "steps_per_second": steps / (sum(seconds.values()) - seconds["evaluation"]),
         "seconds": seconds,
         "config": config_of(args),
         "hyperparameters": asdict(hyperparameters) if hyperparameters else {},
-        "demos": describe_demos(args, demos),
+        "demos": demos.source,
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -1521,36 +1432,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def announce_demos(args: Args, demos: Demos) -> None:
-    """What of the demonstrations is used; a warning where a default leaves out most of them."""
-    used = f"{len(demos)} of {demos.transitions_in_file} transitions"
-    print(f"{args.demos_path}: {used}, {demos.episodes} of {demos.episodes_in_file} episodes")
-    default = args.demo_episodes == Args.demo_episodes
-    if default and 2 * demos.episodes < demos.episodes_in_file:
-        print("warning: --demo-episodes leaves out most of the file by default", file=sys.stderr)
-
-
-def prepare_demos(
-    args: Args, algorithm_cls: type | None = None
-) -> tuple[Demos | None, dict | None]:
-    """The demonstrations, where they are used, and their card; says what is used of them."""
-    demos = None
-    if not args.true_reward and getattr(algorithm_cls, "needs_demos", True):
-        dims = env_dims(args)
-        demos = load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
-        announce_demos(args, demos)
-    card, note = load_card(args.demos_path, args.env)
-    if note:
-        print(note, file=sys.stderr)
-    return demos, card
-
-
 def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
     """Trains and evaluates one method on one environment with one seed; returns its result.
 
-    Raises:
-        UserError: bad arguments or demonstrations, a folder that holds a finished run, a method
-            that breaks the contract.
+    UserError for bad arguments or demonstrations, a folder that holds a finished run, and a method
+    that breaks the contract.
     """
     method = "oracle" if args.true_reward else method
     folder = args.out or Path("results", method, args.env, f"seed{args.seed}")
@@ -1558,22 +1444,24 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
         raise UserError(f"{folder}: holds a finished run; --overwrite it or change --out")
     torch.set_num_threads(1)  # a second thread costs more than it saves at this size
     seed_everything(args.seed)
-    demos, card = prepare_demos(args, algorithm_cls)
+    demos = prepare_demos(args, algorithm_cls)
     envs = VectorEnv(args)
-    training = start_training(reward_cls, algorithm_cls, args, envs, demos)
+    training = start_training(reward_cls, algorithm_cls, args, envs, demos.tensors)
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()  # a folder that cannot be written to fails now
-    train(training, envs, args, f"{method} {args.env} seed {args.seed}")
-    return save_run(folder, training, args, method, demos, card)
+    title = f"{method} {args.env} seed {args.seed}"
+    print(f"{title}, {folder}")
+    train(training, envs, args, title)
+    return save_run(folder, training, args, method, demos)
 
 
-def print_result(result: dict, folder: Path) -> None:
+def print_result(result: dict) -> None:
     """A run's summary; the last line is the benchmark's metric."""
     share = ""
     if result["normalized_return"] is not None:
         share = f", {result['normalized_return']:.3f} of the expert's"
     mean, std = result["eval_return_mean"], result["eval_return_std"]
-    print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s, {folder}")
+    print(f"{result['steps']} steps, {result['steps_per_second']:.0f} steps/s")
     print(f"final policy: {mean:.1f} ± {std:.1f}{share}")
     print(f"eval_return_{result['env'].lower().replace('-', '_')}: {mean:.2f}")
 
@@ -1581,15 +1469,11 @@ def print_result(result: dict, folder: Path) -> None:
 def main(reward_cls: type, algorithm_cls: type, method: str) -> None:
     """The command line of a method: parses the flags, runs, prints the score on the last line."""
     try:
-        args = parse_args()
-        result = run(reward_cls, algorithm_cls, args, method)
+        print_result(run(reward_cls, algorithm_cls, parse_args(), method))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; an unfinished run leaves no result")
-    print_result(
-        result, args.out or Path("results", result["method"], args.env, f"seed{args.seed}")
-    )
 
 
 if __name__ == "__main__":

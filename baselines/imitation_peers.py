@@ -39,8 +39,8 @@ def make_envs(args: irl.Args) -> VecEnv:
 
 
 def as_transitions(demos: irl.Demos) -> Transitions:
-    n = len(demos)
     arrays = {key: array.numpy() for key, array in demos.tensors.items()}
+    n = len(arrays["obs"])
     return Transitions(**arrays, dones=np.zeros(n, bool), infos=np.array([{}] * n))
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     if not words or words[0] not in runs.PEERS:
         raise irl.UserError(f"expected one of {', '.join(runs.PEERS)}, then flags of custom_irl.py")
     args = irl.parse_args(words[1:])
-    irl.print_result(run(words[0], args), args.out)
+    irl.print_result(run(words[0], args))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def run(
     method = "oracle" if args.true_reward else method
     torch.set_num_threads(1)
     irl.seed_everything(args.seed)
-    demos, card = irl.prepare_demos(args, algorithm_cls)
+    demos = irl.prepare_demos(args, algorithm_cls)
     envs = ReplayableVectorEnv(args)
     identity = runs.identity_of(args, method, (reward_cls, algorithm_cls), frozen_reward)
     result = runs.open_folder(args.out, identity, quick, args.overwrite)
@@ -172,7 +172,7 @@ def run(
     if unfinished.exists():
         training = load_checkpoint(unfinished, envs)
     else:
-        training = irl.start_training(reward_cls, algorithm_cls, args, envs, demos)
+        training = irl.start_training(reward_cls, algorithm_cls, args, envs, demos.tensors)
     keep = AfterRound(args.out, envs, signals)
     try:
         irl.train(training, envs, args, f"{method} {args.env} seed {args.seed}", keep)
@@ -180,7 +180,7 @@ def run(
         return None
     interrupt_at_once()
     try:
-        result = irl.save_run(args.out, training, args, method, demos, card)
+        result = irl.save_run(args.out, training, args, method, demos)
     except KeyboardInterrupt:
         keep.checkpoint(training)
         return None
@@ -215,7 +215,7 @@ def main() -> None:
     if result is None:
         print("stopped; the same command continues from the checkpoint", file=sys.stderr)
         sys.exit(130)
-    irl.print_result(result, args.out)
+    irl.print_result(result)
 
 
 if __name__ == "__main__":

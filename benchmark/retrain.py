@@ -166,7 +166,7 @@ def run(config: Config, args: irl.Args) -> dict:
         reward_net = make_reward_net(*irl.env_dims(args))
     learn = LEARNERS[config.learner]
 
-    def train(args: irl.Args, demos: irl.Demos | None) -> irl.Training:
+    def train(args: irl.Args, demos: irl.Demos) -> irl.Training:
         return learn(args, reward_net)
 
     name = f"{config.learner}-{method}"
@@ -176,7 +176,7 @@ def run(config: Config, args: irl.Args) -> dict:
 def main() -> None:
     config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
     args = irl.parse_args(flags)
-    irl.print_result(run(config, args), args.out)
+    irl.print_result(run(config, args))
 
 
 if __name__ == "__main__":

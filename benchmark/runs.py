@@ -209,7 +209,7 @@ def read_result(folder: Path) -> dict:
 
 
 def run_trainer(
-    train: Callable[[irl.Args, irl.Demos | None], irl.Training],
+    train: Callable[[irl.Args, irl.Demos], irl.Training],
     args: irl.Args,
     method: str,
     classes: tuple[type, type],
@@ -223,13 +223,13 @@ def run_trainer(
     """
     torch.set_num_threads(1)
     irl.seed_everything(args.seed)
-    demos, card = irl.prepare_demos(args, classes[1])
+    demos = irl.prepare_demos(args, classes[1])
     identity = identity_of(args, method, classes, frozen_reward)
     result = open_folder(args.out, identity, quick=False, overwrite=args.overwrite)
     if result is not None:
         return result
     training = train(args, demos)
-    return irl.save_run(args.out, training, args, method, demos, card)
+    return irl.save_run(args.out, training, args, method, demos)
 
 
 # ---------------------------------------------------------------------------------- command lines

@@ -84,7 +84,7 @@ class OurLoop:
     def __init__(self, args: irl.Args, reward_cls: type, algorithm_cls: type):
         self.args = args
         self.envs = irl.VectorEnv(args)
-        demos = load_demos(args)
+        demos = load_demos(args).tensors
         self.training = irl.start_training(reward_cls, algorithm_cls, args, self.envs, demos)
 
     def __call__(self, rounds: int) -> int:

@@ -35,7 +35,7 @@ REFUSED = [
     ("--env Hopper-v4", "--envs"),
     ("--seed=3", "--seeds"),
     ("--no-such-flag", "no-such-flag"),
-    ("--num-steps 0", "--num-steps 0: expected a positive integer"),
+    ("--num-steps 0", "--num-steps 0: expected an integer from 1"),
     ("--method magic", "imitation-gail"),
     ("--envs Hoper-v4", "--env Hoper-v4"),
     ("--jobs 0", "at least one"),

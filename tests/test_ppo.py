@@ -219,10 +219,11 @@ def test_episode_sums_do_not_depend_on_where_rollouts_are_cut(seed, T, N, cut):
 
     whole, parts = irl.EpisodeSums(N), irl.EpisodeSums(N)
     expected = sums_of(whole, slice(None))
+    cut = min(cut, T - 1)
     first, second = sums_of(parts, slice(cut)), sums_of(parts, slice(cut, None))
     for name, sums in expected.items():
         assert sums == first[name] + second[name]
-        np.testing.assert_array_equal(whole.running[name], parts.running[name])
-    left = whole.running["learned_return"].sum()
+    np.testing.assert_array_equal(whole.running, parts.running)
+    left = whole.running[whole.names.index("learned_return")].sum()
     assert np.isclose(sum(expected["learned_return"]) + left, rewards.sum())
     assert expected["true_return"] == [2 * x for x in expected["learned_return"]]

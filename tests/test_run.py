@@ -261,14 +261,17 @@ def test_a_frozen_reward_trains_a_fresh_policy_and_stays_as_it_was(tmp_path):
     ("flags", "message"),
     [
         (["--env", "Hoper-v4"], "error: --env Hoper-v4: "),
-        (["--total-timesteps", "100"], "--total-timesteps 100: expected at least 2048, a rollout"),
-        (["--num-steps", "0"], "--num-steps 0: expected a positive integer"),
-        (["--seed", "-1"], "--seed -1: expected a positive integer (--seed: or 0)"),
-        (["--num-minibatches", "7"], "--num-minibatches 7: expected a divisor of 2048"),
+        (["--total-timesteps", "100"], "--total-timesteps: expected at least 2048, a rollout"),
+        (["--num-steps", "0"], "--num-steps 0: expected an integer from 1 to 2^63 - 1"),
+        (["--seed", "-1"], "--seed -1: expected an integer from 0 to 2^63 - 1"),
+        (["--num-minibatches", "7"], "--num-minibatches: expected a divisor of 2048"),
         (["--demo-episodes", "51"], "holds 50 episodes; expected at least 51"),
-        (["--demos", "demos/Walker2d-v4.npz"], "Walker2d-v4.npz: key 'obs' has shape"),
-        (["--demos", "nowhere.npz"], "error: nowhere.npz: no such file"),
-        (["--demos", "README.md"], "README.md: not an .npz; convert it first"),
+        (
+            ["--demos", "demos/Walker2d-v4.npz"],
+            "Walker2d-v4.npz: key 'obs' is float32 (50050, 17); expected",
+        ),
+        (["--demos", "nowhere.npz"], "error: nowhere.npz: [Errno 2] No such file or directory"),
+        (["--demos", "README.md"], "README.md: File is not a zip file; expected an .npz"),
     ],
 )
 def test_bad_input_gets_one_line(flags, message, tmp_path, monkeypatch):
