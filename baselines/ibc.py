@@ -6,12 +6,13 @@
 A score f(s, a) (minus the energy) ranks the expert's action above k others in the same state
 (InfoNCE), and the policy is the soft maximum of the score, pi(a|s) ~ exp(f(s, a) / alpha):
 
-    f:   min  -mean log [ exp f(s, a) / (exp f(s, a) + sum_j exp f(s, a_j)) ] + c GP(f, 1)
+    f:   min  -mean log [ exp f(s, a) / (exp f(s, a) + sum_j exp f(s, a_j)) ] + c GP(f, 10)
     pi:  min  mean alpha log pi(a|s) - f(s, a),  a ~ pi
 
 Offline: no environment steps and no mixed data. As in CleanIL, and unlike the paper, an actor
 trained on the score stands in for a search over actions at every step, and one of the k actions is
-the actor's; the others are uniform. Deviates from CleanIL in sizes (below).
+the actor's; the others are uniform. Deviates from CleanIL: slopes of the score up to 10 are free (1
+there, with which the policy is a Laplace distribution of width alpha), and sizes:
 
 |                 | here            | CleanIL         |
 |-----------------|-----------------|-----------------|
@@ -47,7 +48,7 @@ class Config(op.SACConfig):
     """uniform actions a_j for each expert action, beside one of the actor's"""
     gp_coef: float = 10.0
     """weight of the gradient penalty"""
-    gp_target: float = 1.0
+    gp_target: float = 10.0
     """largest slope of the score that is not penalised"""
 
 

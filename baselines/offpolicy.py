@@ -346,6 +346,29 @@ def alpha_loss(log_alpha: torch.Tensor, logprob: torch.Tensor, entropy: float) -
     return -log_alpha * (logprob.detach().mean() + entropy)
 
 
+# --------------------------------------------------------- advantage-weighted regression, offline
+def sample_near_mode(actor: TanhGaussianActor, obs: torch.Tensor, std: float) -> torch.Tensor:
+    """a ~ N(mode(s), std^2), clipped to the action range, without a gradient: (n, action_dim)."""
+    with torch.no_grad():
+        mode = actor.mode(obs)
+        low = actor.actor_mean.center - actor.actor_mean.scale
+        high = actor.actor_mean.center + actor.actor_mean.scale
+        return torch.clamp(mode + std * torch.randn_like(mode), low, high)
+
+
+def awr_loss(
+    modes: torch.Tensor, acts: torch.Tensor, advantages: torch.Tensor, alpha: float, most: float
+) -> torch.Tensor:
+    """mean min(exp(A / alpha), most) |a - mode(s)|^2, of a policy N(mode(s), std^2), std fixed.
+
+    Up to a factor and a constant this is -mean w log pi(a|s). The density is not the tanh-Gaussian's:
+    an expert that clips its actions is often at the ends of their range, where that is unbounded.
+    """
+    weights = (advantages / alpha).exp().clamp(max=most)
+    return (weights * (acts - modes).square().sum(-1)).mean()
+
+
+# ------------------------------------------------------------------------------------ SAC's steps
 def actor_step(sac: SAC, obs: torch.Tensor) -> dict[str, float]:
     """One gradient step of the actor, and of the temperature where it is learned."""
     acts, logprob = sac.actor.sample(obs)
