@@ -361,8 +361,8 @@ def awr_loss(
 ) -> torch.Tensor:
     """mean min(exp(A / alpha), most) |a - mode(s)|^2, of a policy N(mode(s), std^2), std fixed.
 
-    Up to a factor and a constant this is -mean w log pi(a|s). The density is not the tanh-Gaussian's:
-    an expert that clips its actions is often at the ends of their range, where that is unbounded.
+    Up to a factor and a constant this is -mean w log pi(a|s). Not the tanh-Gaussian's density,
+    which is unbounded at the ends of the range, where clipped actions of an expert often are.
     """
     weights = (advantages / alpha).exp().clamp(max=most)
     return (weights * (acts - modes).square().sum(-1)).mean()

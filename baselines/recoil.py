@@ -14,20 +14,20 @@ Q is high on the expert's state-actions, low on others, and consistent between w
              pi: SAC's step on expert and replay states
 
 E: expert, O: mixed data (demos/mixed.py), R: replay. Offline pi is a Gaussian of fixed width around
-its mode and V(s) = E_pi Q(s, a) (as in iqlearn.py, and why), a terminal state is worth 0. Online
-V(s) = E_pi Q(s, a) - alpha log pi, and a terminal state leads to an absorbing state, an input of Q of its own with
-the value V = Q(absorbing) = gamma Q(absorbing) + what the first bracket says: it counts there as
-1 / (1 - gamma) steps of the replay for each end in the batch.
+its mode and V(s) = E_pi Q(s, a) (as in iqlearn.py, and why), and a terminal state is worth 0.
+Online V(s) = E_pi Q(s, a) - alpha log pi, and a terminal state leads to an absorbing state: an
+input of Q of its own, whose next state it is itself. In the replay's terms it counts as
+1 / (1 - gamma) steps for each end in the batch.
 
 Deviates from CleanIL: Q's output is in units of q_max; absorbing steps are weighted, not stored;
 sizes:
 
-|                       | here                    | CleanIL                         |
-|-----------------------|-------------------------|---------------------------------|
-| offline               | 60,000 gradient steps   | 500,000 gradient steps          |
-| online                | 150,000 environment steps | 1,000,000 environment steps   |
-| networks              | 192-192 ReLU            | 256-256-256 SiLU                |
-| batch                 | 64 + 64                 | 128 + 128                       |
+|                           | here         | CleanIL          |
+|---------------------------|--------------|------------------|
+| gradient steps offline    | 60,000       | 500,000          |
+| environment steps online  | 150,000      | 1,000,000        |
+| networks                  | 192-192 ReLU | 256-256-256 SiLU |
+| batch                     | 64 + 64      | 128 + 128        |
 
 It recovers no reward: Q is fitted with reward 0, so no reward network is saved.
 """
