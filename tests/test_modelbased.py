@@ -1,0 +1,125 @@
+"""Model-based methods: the ensemble on known systems, terminations, imagined rollouts."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import custom_irl as irl
+from baselines import dynamics
+
+SMALL = dynamics.DynamicsConfig(
+    members=3, elites=2, hidden=32, max_steps=1500, eval_every=250, learning_rate=3e-3
+)
+
+
+def linear_system(n: int) -> tuple[torch.Tensor, ...]:
+    """s' = s + A s + B a + noise of standard deviations 0.5 and 0.1."""
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.randn(n, 2, generator=generator)
+    acts = torch.rand(n, 1, generator=generator) * 2 - 1
+    delta = obs @ torch.tensor([[-0.1, 0.3], [0.2, -0.4]]) + acts @ torch.tensor([[1.0, -0.5]])
+    noise = torch.randn(n, 2, generator=generator) * torch.tensor([0.5, 0.1])
+    return obs, acts, obs + delta, noise
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dynamics.Ensemble:
+    torch.manual_seed(0)
+    obs, acts, mean, noise = linear_system(4000)
+    ensemble, report = dynamics.fit_ensemble(obs, acts, mean + noise, SMALL, seed=0)
+    assert len(ensemble.weights[0]) == 2 and report["dynamics_steps"] <= 1500
+    return ensemble
+
+
+def test_the_ensemble_finds_mean_and_noise_of_a_linear_gaussian_system(fitted):
+    obs, acts, mean, noise = linear_system(1000)
+    with torch.no_grad():
+        delta, logvar = fitted(obs, acts)
+    predicted = obs + fitted.delta_mean + fitted.delta_std * delta
+    assert (predicted - mean).abs().mean() < 0.06
+    std = ((0.5 * logvar).exp() * fitted.delta_std).mean((0, 1))
+    torch.testing.assert_close(std, torch.tensor([0.5, 0.1]), rtol=0.15, atol=0)
+    # Likelihood: at most what the true system gives, and near it; in units of delta_std.
+    with torch.no_grad():
+        found = fitted.log_prob(obs, acts, mean + noise).mean()
+    true_std = torch.tensor([0.5, 0.1]) / fitted.delta_std
+    density = torch.distributions.Normal(0.0, true_std)
+    true = density.log_prob(noise / fitted.delta_std).sum(-1).mean()
+    assert true - 0.1 < found < true + 0.02
+
+
+def test_samples_have_the_noise_of_the_system(fitted):
+    torch.manual_seed(1)
+    start = torch.zeros(5000, 2)
+    samples, _ = fitted.sample(start, torch.zeros(5000, 1))
+    torch.testing.assert_close(samples.std(0), torch.tensor([0.5, 0.1]), rtol=0.15, atol=0)
+
+
+def test_uncertainty_grows_away_from_the_data(fitted):
+    _, near = fitted.sample(torch.zeros(100, 2), torch.zeros(100, 1))
+    _, far = fitted.sample(torch.full((100, 2), 30.0), torch.zeros(100, 1))
+    assert far.mean() > 2 * near.mean()
+
+
+def test_likelihood_and_uncertainty_by_hand():
+    mean, logvar = torch.tensor([[[1.0]], [[3.0]]]), torch.tensor([[[0.0]], [[2.0]]])
+    target = torch.tensor([[2.0]])
+    nll = dynamics.gaussian_nll(mean, logvar, target)
+    expected = torch.tensor([0.5, 0.5 * (np.exp(-2.0) + 2.0)], dtype=torch.float32)
+    torch.testing.assert_close(nll.flatten(), expected)
+    # Mean variance (1 + e^2) / 2, variance of the means 1.
+    hand = torch.tensor([np.sqrt((1 + np.exp(2.0)) / 2 + 1.0)], dtype=torch.float32)
+    torch.testing.assert_close(dynamics.uncertainty(mean, logvar), hand)
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"])
+def test_terminations_are_the_environments_own(env_id):
+    env = gym.make(env_id)
+    env.action_space.seed(0)
+    obs, terminated = [], []
+    for seed in range(40):
+        env.reset(seed=seed)
+        for _ in range(100):
+            next_obs, _, ended, _, _ = env.step(env.action_space.sample())
+            obs.append(next_obs)
+            terminated.append(ended)
+            if ended:
+                break
+    predicted = dynamics.termination(env_id)(torch.as_tensor(np.array(obs)))
+    assert predicted.tolist() == terminated
+    assert any(terminated) == (env_id != "HalfCheetah-v4")
+
+
+def test_another_environment_gets_one_line():
+    with pytest.raises(irl.UserError, match="--env Ant-v4: what ends its episodes is not known"):
+        dynamics.termination("Ant-v4")
+
+
+class Counter(dynamics.Ensemble):
+    """s' = s + 1, for certain."""
+
+    def sample(self, obs, acts):
+        return obs + 1, torch.zeros(len(obs))
+
+
+def test_a_rollout_stops_where_it_ends_and_is_not_terminated_where_it_is_cut():
+    ensemble = Counter(1, 1, replace(SMALL))
+    starts = torch.tensor([[0.0], [2.0]])
+    rows, uncertainty = dynamics.imagine(
+        ensemble,
+        lambda obs: torch.zeros(len(obs), 1),
+        starts,
+        3,
+        lambda obs: obs[:, 0] >= 4,
+        (torch.tensor([-9.0]), torch.tensor([9.0])),
+    )
+    # 0 -> 1 -> 2 -> 3 is cut, 2 -> 3 -> 4 ends.
+    found = {
+        (o.item(), n.item(), t.item())
+        for o, n, t in zip(rows["obs"], rows["next_obs"], rows["terminated"])
+    }
+    assert found == {(0, 1, 0), (1, 2, 0), (2, 3, 0), (3, 4, 1)}
+    assert len(rows["obs"]) == len(uncertainty) == 5
