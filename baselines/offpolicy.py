@@ -1,0 +1,328 @@
+"""What the off-policy and offline methods share: networks, replay, SAC, and the shell of a run.
+
+Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) with a tanh-Gaussian actor and two
+critics, for iqlearn.py, recoil.py, gail_sac.py and the model-based methods. The networks normalise
+observations themselves, by mean and standard deviation of the demonstrations (`Normalizer.fit`), so
+that data is stored and passed as the environment gives it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+LOGSTD_MIN, LOGSTD_MAX = -5.0, 2.0  # of the Gaussian before tanh
+ACTION_LIMIT = 0.999  # of demonstrated actions, in units of the action range: atanh(1) is infinite
+OBS_CLIP = 20.0  # bound of normalised observations, in standard deviations
+MIN_OBS_STD = 0.05  # floor of the standard deviation, for nearly constant inputs
+
+Batch = dict[str, torch.Tensor]  # obs, acts, next_obs, terminated (float: 1 or 0)
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    hidden: tuple[int, ...] = (256, 256)
+    """sizes of the hidden layers of actor and critics"""
+    lr: float = 3e-4
+    """Adam's learning rate of actor, critics and temperature"""
+    batch_size: int = 256
+    """transitions in a batch"""
+    gamma: float = 0.99
+    """discount"""
+    tau: float = 0.005
+    """Polyak coefficient of the target critics, per gradient step"""
+    alpha: float | None = None
+    """temperature of the entropy; None: learned, for an entropy of -action_dim"""
+
+
+# ---------------------------------------------------------------------------------------- networks
+def mlp(in_dim: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
+    sizes = [in_dim, *hidden]
+    layers = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))
+
+
+class Normalizer(nn.Module):
+    """(x - mean) / std, clipped; the identity within +-OBS_CLIP until `fit`."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def fit(self, x: torch.Tensor) -> None:
+        self.mean.copy_(x.mean(0))
+        self.std.copy_(x.std(0, correction=0).clamp(min=MIN_OBS_STD))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x - self.mean) / self.std).clamp(-OBS_CLIP, OBS_CLIP)
+
+
+class TanhMean(nn.Module):
+    """The mode of a tanh-Gaussian policy: obs (n, obs_dim) -> actions (n, action_dim)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], low, high):
+        super().__init__()
+        self.norm = Normalizer(obs_dim)
+        self.features = mlp(obs_dim, hidden[:-1], hidden[-1])
+        self.mean = nn.Linear(hidden[-1], action_dim)
+        low = torch.as_tensor(low, dtype=torch.float32)
+        high = torch.as_tensor(high, dtype=torch.float32)
+        self.register_buffer("center", (high + low) / 2)
+        self.register_buffer("scale", (high - low) / 2)
+
+    def hidden(self, obs: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.features(self.norm(obs)))
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.center + self.scale * torch.tanh(self.mean(self.hidden(obs)))
+
+
+class TanhGaussianActor(nn.Module):
+    """a = center + scale tanh(u), u ~ N(mean(s), std(s)^2); actions between `low` and `high`.
+
+    Evaluation uses `actor_mean`, the mode. Its sampled variant adds Gaussian noise of one standard
+    deviation for all states, `exp(actor_logstd)` (1, action_dim); `fit_evaluation_noise` sets it to
+    the root mean square of a - mode over the policy's own actions in given states. (The mode of u;
+    the density of a itself may peak elsewhere.)
+    """
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], low, high):
+        super().__init__()
+        self.actor_mean = TanhMean(obs_dim, action_dim, hidden, low, high)
+        self.logstd = nn.Linear(hidden[-1], action_dim)
+        self.register_buffer("actor_logstd", torch.full((1, action_dim), LOGSTD_MIN))
+
+    @property
+    def norm(self) -> Normalizer:
+        return self.actor_mean.norm
+
+    def gaussian(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """mean and log standard deviation of u, (n, action_dim) each."""
+        hidden = self.actor_mean.hidden(obs)
+        middle, half = (LOGSTD_MAX + LOGSTD_MIN) / 2, (LOGSTD_MAX - LOGSTD_MIN) / 2
+        return self.actor_mean.mean(hidden), middle + half * torch.tanh(self.logstd(hidden))
+
+    def log_density(self, u: torch.Tensor, z: torch.Tensor, logstd: torch.Tensor) -> torch.Tensor:
+        """log pi(a|s) = log N(u) - sum log |da/du|, with z = (u - mean) / std.
+
+        log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), which does not overflow.
+        """
+        gaussian = -0.5 * z**2 - logstd - 0.5 * math.log(2 * math.pi)
+        slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.actor_mean.scale.log()
+        return (gaussian - slope).sum(-1)
+
+    def sample(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Actions (n, action_dim), differentiable, and their log-probabilities (n,)."""
+        mean, logstd = self.gaussian(obs)
+        z = torch.randn_like(mean)
+        u = mean + logstd.exp() * z
+        acts = self.actor_mean.center + self.actor_mean.scale * torch.tanh(u)
+        return acts, self.log_density(u, z, logstd)
+
+    def log_prob(self, obs: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
+        """log pi(a|s) (n,); actions at the ends of their range count as ACTION_LIMIT of it."""
+        mean, logstd = self.gaussian(obs)
+        unit = (acts - self.actor_mean.center) / self.actor_mean.scale
+        u = torch.atanh(unit.clamp(-ACTION_LIMIT, ACTION_LIMIT))
+        return self.log_density(u, (u - mean) / logstd.exp(), logstd)
+
+    def mode(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.actor_mean(obs)
+
+    @torch.no_grad()
+    def fit_evaluation_noise(self, obs: torch.Tensor) -> None:
+        noise = self.sample(obs)[0] - self.mode(obs)
+        rms = noise.square().mean(0, keepdim=True).sqrt()
+        self.actor_logstd.copy_(rms.clamp(min=math.exp(LOGSTD_MIN)).log())
+
+
+class TwinLinear(nn.Module):
+    """Two linear layers in one call: (2, n, in_dim) -> (2, n, out_dim)."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        bound = in_dim**-0.5  # as nn.Linear
+        self.weight = nn.Parameter(torch.empty(2, in_dim, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(2, 1, out_dim).uniform_(-bound, bound))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class TwinQ(nn.Module):
+    """Two critics Q(s, a): obs (n, obs_dim), acts (n, action_dim) -> (2, n)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int]):
+        super().__init__()
+        self.norm = Normalizer(obs_dim)
+        sizes = [obs_dim + action_dim, *hidden, 1]
+        self.layers = nn.ModuleList(TwinLinear(a, b) for a, b in pairwise(sizes))
+
+    def inputs(self, obs: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
+        """What `head` takes, (n, obs_dim + action_dim): normalised observations, actions."""
+        return torch.cat([self.norm(obs), acts], -1)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.expand(2, *x.shape)
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x).squeeze(-1)
+
+    def forward(self, obs: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inputs(obs, acts))
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """target <- target + tau (source - target), parameter by parameter."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+
+
+def gradient_penalty(
+    net: Callable[[torch.Tensor], torch.Tensor], a: torch.Tensor, b: torch.Tensor, target: float
+) -> torch.Tensor:
+    """mean max(|grad_x f(x)|_inf - target, 0)^2 at x = eps a + (1 - eps) b, eps ~ U(0, 1).
+
+    One-sided, with the largest component of the gradient. `a` and `b` are (n, dim); `net` returns
+    (n,) or, for two critics, (2, n): each counts.
+    """
+    eps = torch.rand(len(a), 1)
+    x = (eps * a + (1 - eps) * b).detach().requires_grad_()
+    values = net(x)
+    values = values if values.dim() == 2 else values[None]
+    slopes = []
+    for value in values:
+        (grad,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        slopes.append(grad.abs().amax(-1))
+    return F.relu(torch.stack(slopes) - target).square().mean()
+
+
+# ------------------------------------------------------------------------------------------ replay
+class ReplayBuffer:
+    """A ring of transitions with named columns, all float32; `terminated` excludes time limits."""
+
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, **more: int):
+        """`more`: names and widths of further columns; those of width 0 are (n,)."""
+        widths = {"obs": obs_dim, "acts": action_dim, "next_obs": obs_dim, "terminated": 0, **more}
+        self.columns = {
+            name: torch.zeros((capacity, width) if width else (capacity,))
+            for name, width in widths.items()
+        }
+        self.capacity = capacity
+        self.added = 0
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, **rows) -> None:
+        """Rows (n, width) or (n,) for every column, arrays or tensors; the oldest make room."""
+        n = len(rows["obs"])
+        place = (self.added + torch.arange(n)) % self.capacity
+        for name, column in self.columns.items():
+            column[place] = torch.as_tensor(rows[name], dtype=torch.float32)
+        self.added += n
+
+    def sample(self, n: int) -> Batch:
+        return sample({name: column[: len(self)] for name, column in self.columns.items()}, n)
+
+
+def sample(data: Batch, n: int) -> Batch:
+    """`n` rows of `data`, uniformly and with replacement."""
+    rows = torch.randint(len(data["obs"]), (n,))
+    return {name: column[rows] for name, column in data.items()}
+
+
+# --------------------------------------------------------------------------------------------- SAC
+class SAC:
+    """Actor, critics, target critics, temperature, and their optimizers."""
+
+    def __init__(self, obs_dim: int, action_dim: int, low, high, config: SACConfig):
+        self.config = config
+        self.actor = TanhGaussianActor(obs_dim, action_dim, config.hidden, low, high)
+        self.q = TwinQ(obs_dim, action_dim, config.hidden)
+        self.q_target = copy.deepcopy(self.q).requires_grad_(False)
+        first = 0.2 if config.alpha is None else config.alpha
+        self.log_alpha = torch.tensor(math.log(first), requires_grad=config.alpha is None)
+        self.target_entropy = -float(action_dim)
+        self.actor_optimizer = adam(self.actor.parameters(), config.lr)
+        self.q_optimizer = adam(self.q.parameters(), config.lr)
+        self.alpha_optimizer = adam([self.log_alpha], config.lr)
+
+    @property
+    def alpha(self) -> float:
+        return self.log_alpha.exp().item()
+
+    def fit_normalizers(self, obs: torch.Tensor) -> None:
+        for net in (self.actor, self.q, self.q_target):
+            net.norm.fit(obs)
+
+
+def adam(parameters, lr: float) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def gradient_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+    """One step on the optimizer's own parameters; no other gets a gradient. Returns the loss."""
+    optimizer.zero_grad()
+    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def soft_value(actor: TanhGaussianActor, q: TwinQ, obs: torch.Tensor, alpha: float) -> torch.Tensor:
+    """V(s) = min_i Q_i(s, a) - alpha log pi(a|s), a ~ pi: (n,), without a gradient."""
+    acts, logprob = actor.sample(obs)
+    return q(obs, acts).amin(0) - alpha * logprob
+
+
+def td_target(
+    rewards: torch.Tensor, terminated: torch.Tensor, next_values: torch.Tensor, gamma: float
+) -> torch.Tensor:
+    """r + gamma (1 - terminated) V(s'): a time limit is no end."""
+    return rewards + gamma * (1 - terminated) * next_values
+
+
+def critic_loss(q_values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """sum over both critics of mean (Q_i(s, a) - target)^2."""
+    return (q_values - target).square().mean(1).sum()
+
+
+def actor_loss(q_values: torch.Tensor, logprob: torch.Tensor, alpha: float) -> torch.Tensor:
+    """mean of alpha log pi(a|s) - min_i Q_i(s, a), a ~ pi reparametrised."""
+    return (alpha * logprob - q_values.amin(0)).mean()
+
+
+def alpha_loss(log_alpha: torch.Tensor, logprob: torch.Tensor, entropy: float) -> torch.Tensor:
+    """-log alpha mean(log pi(a|s) + target entropy): alpha grows while the entropy is too small."""
+    return -log_alpha * (logprob.detach().mean() + entropy)
+
+
+def actor_step(sac: SAC, obs: torch.Tensor) -> dict[str, float]:
+    """One gradient step of the actor, and of the temperature where it is learned."""
+    acts, logprob = sac.actor.sample(obs)
+    loss = gradient_step(sac.actor_optimizer, actor_loss(sac.q(obs, acts), logprob, sac.alpha))
+    if sac.config.alpha is None:
+        gradient_step(sac.alpha_optimizer, alpha_loss(sac.log_alpha, logprob, sac.target_entropy))
+    return {"actor_loss": loss, "entropy": -logprob.mean().item(), "alpha": sac.alpha}
+
+
+def sac_step(sac: SAC, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
+    """One gradient step of critics, actor and temperature on `batch` with `rewards` (n,)."""
+    next_values = soft_value(sac.actor, sac.q_target, batch["next_obs"], sac.alpha)
+    target = td_target(rewards, batch["terminated"], next_values, sac.config.gamma)
+    q_values = sac.q(batch["obs"], batch["acts"])
+    loss = gradient_step(sac.q_optimizer, critic_loss(q_values, target))
+    report = actor_step(sac, batch["obs"])
+    polyak_update(sac.q_target, sac.q, sac.config.tau)
+    return {"critic_loss": loss, "q_mean": q_values.mean().item(), **report}
