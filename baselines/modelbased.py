@@ -1,0 +1,202 @@
+"""What omlirl.py and rmirl.py share: data, explicit reward, and the learner that imagines.
+
+`Learner` holds the ensemble, the reward network, SAC and the imagined transitions; each method's
+own file has its loop, and what it does about errors of the ensemble.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+
+import custom_irl as irl
+from baselines.dynamics import DynamicsConfig, fit_ensemble, imagine, termination
+from baselines.offpolicy import (
+    SAC,
+    Batch,
+    Normalizer,
+    ReplayBuffer,
+    SACConfig,
+    adam,
+    gradient_penalty,
+    gradient_step,
+    mlp,
+    sample,
+)
+from demos.mixed import load_mixed
+
+
+@dataclass(frozen=True)
+class ModelBasedConfig:
+    """Hyperparameters of both methods."""
+
+    steps: int = 50_000
+    """gradient steps of actor and critics"""
+    rollout_every: int = 250
+    """gradient steps between two calls of `Learner.imagine`"""
+    n_starts: int = 1000
+    """rollouts of a call, half from states of the expert, half from states of the mixed data"""
+    rollout_steps: int = 40
+    """longest rollout"""
+    kept_rollouts: int = 10
+    """calls whose transitions are kept"""
+    real_share: float = 0.5
+    """of a batch of SAC: half of it the expert's, half mixed; the rest is imagined"""
+    reward_every: int = 10
+    """gradient steps of SAC for each of the reward"""
+    reward_lr: float = 1e-4
+    reward_batch: int = 256
+    """expert transitions, and imagined ones, in a gradient step of the reward"""
+    gradient_penalty: float = 10.0
+    l2: float = 1e-5
+    """weight of the squared parameters of the reward"""
+    baseline_quantile: float = 0.05
+    """quantile of the imagined transitions' reward that counts as 0; see RewardNetwork"""
+    sac: SACConfig = field(default_factory=SACConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+
+
+# ------------------------------------------------------------------------------------------ reward
+class RewardNetwork(nn.Module):
+    """r(s, a) = clip(f(s, a), -10, 10) - b.
+
+    The likelihood determines r up to a constant. A terminated episode is paid 0 from then on, so
+    the constant decides whether it is better to stay alive: b is a low quantile of clip(f) over what
+    is imagined, which makes an end worth as much as staying where the reward is lowest.
+    """
+
+    bound = 10.0
+
+    def __init__(self, obs_dim: int, action_dim: int):
+        super().__init__()
+        self.norm = Normalizer(obs_dim + action_dim)
+        self.f = mlp(obs_dim + action_dim, (256, 256), 1)
+        self.register_buffer("baseline", torch.zeros(()))
+
+    def inputs(self, obs: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
+        return self.norm(torch.cat([obs, acts], -1))
+
+    def clipped(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.f(inputs).squeeze(-1).clamp(-self.bound, self.bound)
+
+    def forward(self, state, action, next_state):
+        return self.clipped(self.inputs(state, action)) - self.baseline
+
+    @torch.no_grad()
+    def rebase(self, batch: Batch, quantile: float, rate: float) -> None:
+        """Moves b by `rate` of the way to that quantile over `batch`."""
+        values = self.clipped(self.inputs(batch["obs"], batch["acts"]))
+        self.baseline.lerp_(values.quantile(quantile), rate)
+
+
+def reward_gap(net: RewardNetwork, expert: torch.Tensor, policy: torch.Tensor) -> torch.Tensor:
+    """E_expert r - E_policy r, of the network's inputs.
+
+    Its gradient is that of the log-likelihood of the expert's actions under the soft-optimal policy
+    of r in the model, if that policy generated `policy`.
+    """
+    return net.clipped(expert).mean() - net.clipped(policy).mean()
+
+
+def reward_loss(
+    net: RewardNetwork, expert: torch.Tensor, policy: torch.Tensor, config: ModelBasedConfig
+) -> torch.Tensor:
+    """-(E_expert r - E_policy r) + c GP(r, 1) + w |parameters|^2."""
+    penalty = gradient_penalty(net.clipped, expert, policy, 1.0)
+    squares = sum(parameter.square().sum() for parameter in net.f.parameters())
+    gap = reward_gap(net, expert, policy)
+    return -gap + config.gradient_penalty * penalty + config.l2 * squares
+
+
+# -------------------------------------------------------------------------------------------- data
+def joined(*batches: Batch) -> Batch:
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def offline_data(args: irl.Args, demos: irl.Demos) -> tuple[Batch, Batch]:
+    """Expert and mixed transitions: obs, acts, next_obs, terminated, uncertainty (0: they are real).
+
+    Demonstrations say nothing of their ends; the known termination function does.
+    """
+    expert = {
+        **demos.tensors,
+        "terminated": termination(args.env)(demos.tensors["next_obs"]).float(),
+    }
+    mixed = {key: torch.as_tensor(x) for key, x in load_mixed(args.env).items()}
+    for batch in (expert, mixed):
+        batch["uncertainty"] = torch.zeros(len(batch["obs"]))
+    return expert, mixed
+
+
+# ----------------------------------------------------------------------------------------- learner
+class Learner:
+    """Ensemble, reward network, SAC and imagined transitions, and one step of each."""
+
+    def __init__(self, args: irl.Args, demos: irl.Demos, config: ModelBasedConfig):
+        self.config = config
+        self.terminates = termination(args.env)
+        self.expert, self.mixed = offline_data(args, demos)
+        self.data = joined(self.expert, self.mixed)
+        observations = torch.cat([self.data["obs"], self.data["next_obs"]])
+        self.bound = (observations.amin(0), observations.amax(0))
+        obs_dim, action_dim = self.data["obs"].shape[1], self.data["acts"].shape[1]
+
+        arrays = (self.data[key] for key in ("obs", "acts", "next_obs"))
+        self.ensemble, self.report = fit_ensemble(*arrays, config.dynamics, args.seed)
+        self.reward_net = RewardNetwork(obs_dim, action_dim)
+        self.reward_net.norm.fit(torch.cat([self.data["obs"], self.data["acts"]], -1))
+        self.reward_optimizer = adam(self.reward_net.f.parameters(), config.reward_lr)
+        space = irl.make_env(args.env).action_space
+        self.sac = SAC(obs_dim, action_dim, space.low, space.high, config.sac)
+        self.sac.fit_normalizers(self.data["obs"])
+        capacity = config.kept_rollouts * config.n_starts * config.rollout_steps
+        self.imagined = ReplayBuffer(capacity, obs_dim, action_dim, uncertainty=0)
+
+    def imagine(self) -> dict[str, float]:
+        """Rollouts of the present actor in the ensemble, and the reward's baseline on them."""
+        half = self.config.n_starts // 2
+        starts = torch.cat([sample(part, half)["obs"] for part in (self.expert, self.mixed)])
+        rows, uncertainty = imagine(
+            self.ensemble,
+            lambda obs: self.sac.actor.sample(obs)[0],
+            starts,
+            self.config.rollout_steps,
+            self.terminates,
+            self.bound,
+        )
+        first = not len(self.imagined)
+        self.imagined.add(**rows, uncertainty=uncertainty)
+        batch = self.imagined.sample(4096)
+        self.reward_net.rebase(batch, self.config.baseline_quantile, 1.0 if first else 0.1)
+        return {
+            "imagined_length": len(uncertainty) / len(starts),
+            "imagined_uncertainty": uncertainty.mean().item(),
+            "reward_baseline": self.reward_net.baseline.item(),
+        }
+
+    def reward_step(self) -> dict[str, float]:
+        """A gradient step of the reward: the expert against what is imagined."""
+        n = self.config.reward_batch
+        batches = (sample(self.expert, n), self.imagined.sample(n))
+        expert, policy = (self.reward_net.inputs(b["obs"], b["acts"]) for b in batches)
+        loss = reward_loss(self.reward_net, expert, policy, self.config)
+        gradient_step(self.reward_optimizer, loss)
+        with torch.no_grad():
+            gap = reward_gap(self.reward_net, expert, policy)
+        return {"reward_loss": loss.item(), "reward_gap": gap.item()}
+
+    def batch(self) -> Batch:
+        """A batch for SAC: imagined, expert and mixed transitions."""
+        n = self.config.sac.batch_size
+        n_expert = n_mixed = round(n * self.config.real_share / 2)
+        return joined(
+            self.imagined.sample(n - n_expert - n_mixed),
+            sample(self.expert, n_expert),
+            sample(self.mixed, n_mixed),
+        )
+
+    @torch.no_grad()
+    def rewards(self, batch: Batch) -> torch.Tensor:
+        return self.reward_net(batch["obs"], batch["acts"], batch["next_obs"])
