@@ -19,21 +19,27 @@ from baselines.offpolicy import (
     Normalizer,
     ReplayBuffer,
     SACConfig,
+    Task,
     adam,
+    critic_step,
     gradient_penalty,
     gradient_step,
     mlp,
+    sac_step,
     sample,
 )
-from demos.mixed import load_mixed
 
 
 @dataclass(frozen=True)
-class ModelBasedConfig:
-    """Hyperparameters of both methods."""
+class ModelBasedConfig(SACConfig):
+    """Hyperparameters of both methods, after those of SAC."""
 
     steps: int = 50_000
     """gradient steps of actor and critics"""
+    bc_steps: int = 5_000
+    """gradient steps of behaviour cloning that the actor starts from"""
+    critic_steps: int = 2_500
+    """first of `steps` in which the actor rests, so that the critics are of use when it moves"""
     rollout_every: int = 250
     """gradient steps between two calls of `Learner.imagine`"""
     n_starts: int = 1000
@@ -54,7 +60,6 @@ class ModelBasedConfig:
     """weight of the squared parameters of the reward"""
     baseline_quantile: float = 0.05
     """quantile of the imagined transitions' reward that counts as 0; see RewardNetwork"""
-    sac: SACConfig = field(default_factory=SACConfig)
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
 
 
@@ -63,8 +68,8 @@ class RewardNetwork(nn.Module):
     """r(s, a) = clip(f(s, a), -10, 10) - b.
 
     The likelihood determines r up to a constant. A terminated episode is paid 0 from then on, so
-    the constant decides whether it is better to stay alive: b is a low quantile of clip(f) over what
-    is imagined, which makes an end worth as much as staying where the reward is lowest.
+    the constant decides whether it is better to stay alive: b is a low quantile of clip(f) over
+    what is imagined, which makes an end worth as much as staying where the reward is lowest.
     """
 
     bound = 10.0
@@ -111,48 +116,43 @@ def reward_loss(
 
 
 # -------------------------------------------------------------------------------------------- data
+def bc_loss(sac: SAC, expert: Batch) -> torch.Tensor:
+    """mean |mode(s) - a|^2: the actor's standard deviation stays as initialised."""
+    return (sac.actor.mode(expert["obs"]) - expert["acts"]).square().sum(-1).mean()
+
+
 def joined(*batches: Batch) -> Batch:
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
-def offline_data(args: irl.Args, demos: irl.Demos) -> tuple[Batch, Batch]:
-    """Expert and mixed transitions: obs, acts, next_obs, terminated, uncertainty (0: they are real).
-
-    Demonstrations say nothing of their ends; the known termination function does.
-    """
-    expert = {
-        **demos.tensors,
-        "terminated": termination(args.env)(demos.tensors["next_obs"]).float(),
-    }
-    mixed = {key: torch.as_tensor(x) for key, x in load_mixed(args.env).items()}
-    for batch in (expert, mixed):
-        batch["uncertainty"] = torch.zeros(len(batch["obs"]))
-    return expert, mixed
+def certain(batch: Batch) -> Batch:
+    """Real transitions, with the column that imagined ones have: their uncertainty, 0."""
+    return {**batch, "uncertainty": torch.zeros(len(batch["obs"]))}
 
 
 # ----------------------------------------------------------------------------------------- learner
 class Learner:
     """Ensemble, reward network, SAC and imagined transitions, and one step of each."""
 
-    def __init__(self, args: irl.Args, demos: irl.Demos, config: ModelBasedConfig):
+    def __init__(self, config: ModelBasedConfig, task: Task):
         self.config = config
-        self.terminates = termination(args.env)
-        self.expert, self.mixed = offline_data(args, demos)
+        self.terminates = termination(task.args.env)
+        self.expert, self.mixed = certain(task.expert), certain(task.mixed)
         self.data = joined(self.expert, self.mixed)
         observations = torch.cat([self.data["obs"], self.data["next_obs"]])
         self.bound = (observations.amin(0), observations.amax(0))
-        obs_dim, action_dim = self.data["obs"].shape[1], self.data["acts"].shape[1]
 
         arrays = (self.data[key] for key in ("obs", "acts", "next_obs"))
-        self.ensemble, self.report = fit_ensemble(*arrays, config.dynamics, args.seed)
-        self.reward_net = RewardNetwork(obs_dim, action_dim)
+        self.ensemble, self.fit_report = fit_ensemble(*arrays, config.dynamics, task.args.seed)
+        self.reward_net = RewardNetwork(*task.dims)
         self.reward_net.norm.fit(torch.cat([self.data["obs"], self.data["acts"]], -1))
         self.reward_optimizer = adam(self.reward_net.f.parameters(), config.reward_lr)
-        space = irl.make_env(args.env).action_space
-        self.sac = SAC(obs_dim, action_dim, space.low, space.high, config.sac)
+        self.sac = SAC(*task.dims, *task.action_range, config)
         self.sac.fit_normalizers(self.data["obs"])
+        for _ in range(config.bc_steps):
+            gradient_step(self.sac.actor_optimizer, bc_loss(self.sac, sample(self.expert, 256)))
         capacity = config.kept_rollouts * config.n_starts * config.rollout_steps
-        self.imagined = ReplayBuffer(capacity, obs_dim, action_dim, uncertainty=0)
+        self.imagined = ReplayBuffer(capacity, *task.dims, uncertainty=0)
 
     def imagine(self) -> dict[str, float]:
         """Rollouts of the present actor in the ensemble, and the reward's baseline on them."""
@@ -189,7 +189,7 @@ class Learner:
 
     def batch(self) -> Batch:
         """A batch for SAC: imagined, expert and mixed transitions."""
-        n = self.config.sac.batch_size
+        n = self.config.batch_size
         n_expert = n_mixed = round(n * self.config.real_share / 2)
         return joined(
             self.imagined.sample(n - n_expert - n_mixed),
@@ -200,3 +200,14 @@ class Learner:
     @torch.no_grad()
     def rewards(self, batch: Batch) -> torch.Tensor:
         return self.reward_net(batch["obs"], batch["acts"], batch["next_obs"])
+
+    def policy_step(self, step: int, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
+        """SAC's step number `step`, from 1 on; without the actor's in the first `critic_steps`."""
+        if step <= self.config.critic_steps:
+            return critic_step(self.sac, batch, rewards)
+        return sac_step(self.sac, batch, rewards)
+
+    def training(self, rows: list[dict]) -> irl.Training:
+        """What a run saves."""
+        self.sac.actor.fit_evaluation_noise(self.expert["obs"])
+        return irl.Training(self.sac.actor, reward_net=self.reward_net, rows=rows)

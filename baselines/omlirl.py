@@ -19,17 +19,16 @@ the expert's, a baseline that makes terminations bad (modelbased.RewardNetwork).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 import custom_irl as irl
 from baselines import dynamics
 from baselines.modelbased import Learner, ModelBasedConfig
 from baselines.modelbased import RewardNetwork as RewardNetwork  # what load_reward rebuilds
-from baselines.offpolicy import sac_step
+from baselines.offpolicy import Log, Task, parse, progress, run
+from benchmark.runs import command_line
 
 
 @dataclass(frozen=True)
@@ -56,34 +55,30 @@ def adapted_lambda(weight: float, uncertainty: float, target: float, config: Con
     return min(max(weight * math.exp(config.lambda_rate * excess), low), high)
 
 
-def train(
-    args: irl.Args,
-    demos: irl.Demos,
-    config: Config = Config(),  # noqa: B008
-    after: Callable = lambda *a: None,
-) -> irl.Training:
-    training = irl.Training(policy=None)
-    with training.timed("dynamics"):
-        learner = Learner(args, demos, config)
+def train(config: Config, task: Task) -> irl.Training:
+    learner = Learner(config, task)
     target = config.uncertainty_target * expert_uncertainty(learner)
     weight = config.lambda_first
-    stats = dict(learner.report)
-    print(stats, training.seconds, flush=True)
-    with training.timed("training"):
-        for step in tqdm(range(config.steps), desc="omlirl", unit="step", disable=None):
-            if step % config.rollout_every == 0:
-                stats |= learner.imagine()
-                weight = adapted_lambda(weight, stats["imagined_uncertainty"], target, config)
-            if step % config.reward_every == 0:
-                stats |= learner.reward_step()
-            batch = learner.batch()
-            rewards = learner.rewards(batch) - weight * batch["uncertainty"]
-            stats |= sac_step(learner.sac, batch, rewards)
-            if (step + 1) % 1000 == 0:
-                stats["lambda"] = weight
-                training.rows.append(
-                    {"steps": 0, "gradient_steps": step + 1, "true_return": "", **stats}
-                )
-                after(step + 1, training.rows[-1], learner.sac.actor)
-    training.policy, training.reward_net = learner.sac.actor, learner.reward_net
-    return training
+    log = Log(online=False)
+    for step in progress(config.steps, f"omlirl {task.args.env}", "step"):
+        report = {}
+        if (step - 1) % config.rollout_every == 0:
+            report |= learner.imagine()
+            weight = adapted_lambda(weight, report["imagined_uncertainty"], target, config)
+            report |= {"lambda": weight, **learner.fit_report}
+        if step % config.reward_every == 0:
+            report |= learner.reward_step()
+        batch = learner.batch()
+        rewards = learner.rewards(batch) - weight * batch["uncertainty"]
+        report |= learner.policy_step(step, batch, rewards)
+        log.add(step, report)
+    return learner.training(log.rows)
+
+
+def main() -> None:
+    config, args = parse(Config, __doc__)
+    run(train, config, args, "omlirl", uses_mixed=True)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -23,17 +23,28 @@ bad (modelbased.RewardNetwork).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 import custom_irl as irl
 from baselines.dynamics import Ensemble, ensemble_nll
 from baselines.modelbased import Learner, ModelBasedConfig
 from baselines.modelbased import RewardNetwork as RewardNetwork  # what load_reward rebuilds
-from baselines.offpolicy import Batch, adam, gradient_step, sac_step, sample, soft_value, td_target
+from baselines.offpolicy import (
+    Batch,
+    Log,
+    Task,
+    adam,
+    gradient_step,
+    parse,
+    progress,
+    run,
+    sample,
+    soft_value,
+    td_target,
+)
+from benchmark.runs import command_line
 
 
 @dataclass(frozen=True)
@@ -65,14 +76,14 @@ def model_loss(
 def draw(learner: Learner) -> tuple[Batch, torch.Tensor]:
     """Imagined states, actions of the actor, s' of the ensemble as it is; and their advantages."""
     sac = learner.sac
-    obs = learner.imagined.sample(learner.config.sac.batch_size)["obs"]
+    obs = learner.imagined.sample(learner.config.batch_size)["obs"]
     acts, _ = sac.actor.sample(obs)
     next_obs, _ = learner.ensemble.sample(obs, acts)
     batch = {"obs": obs, "acts": acts, "next_obs": next_obs}
     seen = next_obs.clamp(*learner.bound)
     terminated = learner.terminates(seen).float()
     values = soft_value(sac.actor, sac.q, seen, sac.alpha)
-    target = td_target(learner.rewards(batch), terminated, values, sac.config.gamma)
+    target = td_target(learner.rewards(batch), terminated, values, learner.config.gamma)
     return batch, target - sac.q(obs, acts).amin(0)
 
 
@@ -86,31 +97,28 @@ def turn_model(learner: Learner, optimizer: torch.optim.Optimizer, config: Confi
     return {"model_loss": value, "advantage_std": advantage.std().item()}
 
 
-def train(
-    args: irl.Args,
-    demos: irl.Demos,
-    config: Config = Config(),  # noqa: B008
-    after: Callable = lambda *a: None,
-) -> irl.Training:
-    training = irl.Training(policy=None)
-    with training.timed("dynamics"):
-        learner = Learner(args, demos, config)
+def train(config: Config, task: Task) -> irl.Training:
+    learner = Learner(config, task)
     model_optimizer = adam(learner.ensemble.parameters(), config.model_lr)
-    stats = dict(learner.report)
-    with training.timed("training"):
-        for step in tqdm(range(config.steps), desc="rmirl", unit="step", disable=None):
-            if step % config.rollout_every == 0:
-                stats |= learner.imagine()
-            if step % config.model_every == 0:
-                stats |= turn_model(learner, model_optimizer, config)
-            if step % config.reward_every == 0:
-                stats |= learner.reward_step()
-            batch = learner.batch()
-            stats |= sac_step(learner.sac, batch, learner.rewards(batch))
-            if (step + 1) % 1000 == 0:
-                training.rows.append(
-                    {"steps": 0, "gradient_steps": step + 1, "true_return": "", **stats}
-                )
-                after(step + 1, training.rows[-1], learner.sac.actor)
-    training.policy, training.reward_net = learner.sac.actor, learner.reward_net
-    return training
+    log = Log(online=False)
+    for step in progress(config.steps, f"rmirl {task.args.env}", "step"):
+        report = {}
+        if (step - 1) % config.rollout_every == 0:
+            report |= learner.imagine() | learner.fit_report
+        if step % config.model_every == 0:
+            report |= turn_model(learner, model_optimizer, config)
+        if step % config.reward_every == 0:
+            report |= learner.reward_step()
+        batch = learner.batch()
+        report |= learner.policy_step(step, batch, learner.rewards(batch))
+        log.add(step, report)
+    return learner.training(log.rows)
+
+
+def main() -> None:
+    config, args = parse(Config, __doc__)
+    run(train, config, args, "rmirl", uses_mixed=True)
+
+
+if __name__ == "__main__":
+    command_line(main)

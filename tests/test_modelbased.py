@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import custom_irl as irl
-from baselines import dynamics, modelbased, omlirl, rmirl
+from baselines import dynamics, modelbased, offpolicy, omlirl, rmirl
+from baselines.frozen import frozen as baselines_frozen
+from benchmark.load import load_reward
 from conftest import ROOT
+from demos import mixed
 
 SMALL = dynamics.DynamicsConfig(
     members=3, elites=2, hidden=32, max_steps=800, eval_every=200, learning_rate=1e-2
@@ -187,32 +190,79 @@ def test_the_adversarial_model_moves_to_what_is_worst_and_data_hold_it():
 
 # --------------------------------------------------------------------------------------- a learner
 TINY = replace(SMALL, max_steps=20, eval_every=10, holdout=0.01)
-SHORT = {"steps": 25, "rollout_every": 10, "n_starts": 20, "rollout_steps": 3, "dynamics": TINY}
+SHORT = {
+    "steps": 25,
+    "bc_steps": 5,
+    "critic_steps": 5,
+    "rollout_every": 10,
+    "n_starts": 20,
+    "rollout_steps": 3,
+    "hidden": (32, 32),
+    "dynamics": TINY,
+}
+
+
+def small_mixed(env_id: str) -> dict[str, np.ndarray]:
+    """Mixed data of Hopper without a recording: an episode of the expert, backwards."""
+    demos = irl.load_demos(ROOT / "demos" / "Hopper-v4.npz", 11, 3, 1, 1)
+    arrays = {key: x.numpy()[::-1].copy() for key, x in demos.tensors.items()}
+    return {**arrays, "terminated": np.zeros(len(arrays["obs"]), np.float32)}
 
 
 @pytest.fixture
-def small_mixed(monkeypatch):
-    """Mixed data of Hopper without a recording: the demonstrations backwards."""
-
-    def load(env_id: str) -> dict[str, np.ndarray]:
-        demos = irl.load_demos(ROOT / "demos" / "Hopper-v4.npz", 11, 3, 1, 1)
-        arrays = {key: x.numpy()[::-1].copy() for key, x in demos.tensors.items()}
-        return {**arrays, "terminated": np.zeros(len(arrays["obs"]), np.float32)}
-
-    monkeypatch.setattr(modelbased, "load_mixed", load)
-
-
-def test_a_batch_has_its_shares_and_only_real_rows_are_certain(small_mixed):
+def learner() -> modelbased.Learner:
     args = irl.Args(env="Hopper-v4", demo_episodes=1)
-    demos = irl.load_demos(args.demos_path, 11, 3, 1, 1)
-    learner = modelbased.Learner(args, demos, omlirl.Config(**SHORT))
-    assert not learner.expert["terminated"].any()  # whole episodes of 1000 steps: time limits
+    demos = irl.load_demos(args.demos_path, 11, 3, 1, 1).tensors
+    expert = {**demos, "terminated": torch.zeros(len(demos["obs"]))}
+    mixed = {key: torch.as_tensor(x) for key, x in small_mixed("Hopper-v4").items()}
+    task = offpolicy.Task(args, expert, mixed, irl.make_env("Hopper-v4"))
+    return modelbased.Learner(omlirl.Config(**SHORT), task)
+
+
+def test_a_batch_has_its_shares_and_only_real_rows_are_certain(learner):
     stats = learner.imagine()
     assert 1 <= stats["imagined_length"] <= 3
     batch = learner.batch()
     assert {len(x) for x in batch.values()} == {256}
     assert (batch["uncertainty"] > 0).sum() == 128
+
+
+def test_steps_of_the_reward_pay_the_expert_more_than_what_is_imagined(learner):
+    learner.imagine()
     before = learner.reward_step()["reward_gap"]
     for _ in range(30):
         after = learner.reward_step()["reward_gap"]
-    assert after > before  # the expert's are paid more, what is imagined less
+    assert after > before + 0.1
+
+
+def test_the_actor_rests_while_the_critics_learn(learner):
+    learner.imagine()
+    batch = learner.batch()
+    moved = []
+    for step in (SHORT["critic_steps"], SHORT["critic_steps"] + 1):
+        before = learner.sac.actor.actor_mean.mean.weight.clone()
+        learner.policy_step(step, batch, learner.rewards(batch))
+        moved.append(not torch.equal(before, learner.sac.actor.actor_mean.mean.weight))
+    assert moved == [False, True]
+
+
+@pytest.mark.parametrize("name", ["omlirl", "rmirl"])
+def test_a_run_says_what_it_used_and_its_reward_loads(name, tmp_path, monkeypatch):
+    module = {"omlirl": omlirl, "rmirl": rmirl}[name]
+    (tmp_path / "Hopper-v4.npz").write_bytes(b"data")
+    monkeypatch.setattr(mixed, "FOLDER", tmp_path)
+    monkeypatch.setattr(mixed, "load_mixed", small_mixed)
+    more = {"model_every": 10, "model_steps": 2} if name == "rmirl" else {}
+    config = module.Config(**SHORT, **more)
+    args = irl.Args(env="Hopper-v4", demo_episodes=2, demo_subsample=20, out=tmp_path / name)
+    result = offpolicy.run(module.train, config, args, name, uses_mixed=True)
+    used = {"expert_transitions": 100, "mixed_transitions": 1000, "environment_steps": 0}
+    assert result["data"] == used and result["steps"] == 0
+    assert result["hyperparameters"]["steps"] == SHORT["steps"]
+    reward = load_reward(args.out)
+    rows = {key: x[:5] for key, x in small_mixed("Hopper-v4").items()}
+    paid = reward(rows["obs"], rows["acts"], rows["next_obs"])
+    assert paid.shape == (5,) and np.isfinite(paid).all() and np.ptp(paid) > 0
+    again = {**vars(args), "out": tmp_path / "frozen", "seed": 2, "total_timesteps": 2048}
+    frozen = irl.run(*baselines_frozen(args.out)[:2], irl.Args(**again), f"{name}-frozen")
+    assert frozen["method"] == f"{name}-frozen"
