@@ -1322,6 +1322,7 @@ class Training:
     reward_norm: RunningNorm = field(default_factory=RunningNorm)
     episodes: EpisodeSums | None = None
     rows: list[dict] = field(default_factory=list)  # of metrics.csv, one a round
+    data: dict[str, int] = field(default_factory=dict)  # used beside demonstrations: amounts
     seconds: dict[str, float] = field(default_factory=dict)  # spent in each phase
 
     @contextmanager
@@ -1501,6 +1502,12 @@ def save_run(
         "config": config_of(args),
         "hyperparameters": asdict(hyperparameters) if hyperparameters else {},
         "demos": describe_demos(args, demos),
+        "data": {
+            "expert_transitions": 0 if demos is None else len(demos),
+            "mixed_transitions": 0,
+            "environment_steps": steps,
+            **training.data,
+        },
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import tyro
+from tqdm import tqdm
+
+import custom_irl as irl
+from benchmark import runs
 
 LOGSTD_MIN, LOGSTD_MAX = -5.0, 2.0  # of the Gaussian before tanh
 ACTION_LIMIT = 0.999  # of demonstrated actions, in units of the action range: atanh(1) is infinite
@@ -75,8 +84,8 @@ class TanhMean(nn.Module):
         self.norm = Normalizer(obs_dim)
         self.features = mlp(obs_dim, hidden[:-1], hidden[-1])
         self.mean = nn.Linear(hidden[-1], action_dim)
-        low = torch.as_tensor(low, dtype=torch.float32)
-        high = torch.as_tensor(high, dtype=torch.float32)
+        low = torch.as_tensor(low, dtype=torch.float32).expand(action_dim)
+        high = torch.as_tensor(high, dtype=torch.float32).expand(action_dim)
         self.register_buffer("center", (high + low) / 2)
         self.register_buffer("scale", (high - low) / 2)
 
@@ -96,7 +105,7 @@ class TanhGaussianActor(nn.Module):
     the density of a itself may peak elsewhere.)
     """
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], low, high):
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], low=-1.0, high=1.0):
         super().__init__()
         self.actor_mean = TanhMean(obs_dim, action_dim, hidden, low, high)
         self.logstd = nn.Linear(hidden[-1], action_dim)
@@ -242,17 +251,33 @@ def sample(data: Batch, n: int) -> Batch:
     return {name: column[rows] for name, column in data.items()}
 
 
+def concatenate(a: Batch, b: Batch) -> Batch:
+    return {name: torch.cat([a[name], b[name]]) for name in a}
+
+
 # --------------------------------------------------------------------------------------------- SAC
 class SAC:
     """Actor, critics, target critics, temperature, and their optimizers."""
 
-    def __init__(self, obs_dim: int, action_dim: int, low, high, config: SACConfig):
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        low,
+        high,
+        config: SACConfig,
+        alpha: float | None = None,
+        q: TwinQ | None = None,
+    ):
+        """`alpha` and `q` in place of the config's temperature and of critics of its sizes."""
         self.config = config
+        alpha = config.alpha if alpha is None else alpha
         self.actor = TanhGaussianActor(obs_dim, action_dim, config.hidden, low, high)
-        self.q = TwinQ(obs_dim, action_dim, config.hidden)
+        self.q = TwinQ(obs_dim, action_dim, config.hidden) if q is None else q
         self.q_target = copy.deepcopy(self.q).requires_grad_(False)
-        first = 0.2 if config.alpha is None else config.alpha
-        self.log_alpha = torch.tensor(math.log(first), requires_grad=config.alpha is None)
+        self.learns_alpha = alpha is None
+        first = 0.2 if alpha is None else alpha
+        self.log_alpha = torch.tensor(math.log(first), requires_grad=self.learns_alpha)
         self.target_entropy = -float(action_dim)
         self.actor_optimizer = adam(self.actor.parameters(), config.lr)
         self.q_optimizer = adam(self.q.parameters(), config.lr)
@@ -312,7 +337,7 @@ def actor_step(sac: SAC, obs: torch.Tensor) -> dict[str, float]:
     """One gradient step of the actor, and of the temperature where it is learned."""
     acts, logprob = sac.actor.sample(obs)
     loss = gradient_step(sac.actor_optimizer, actor_loss(sac.q(obs, acts), logprob, sac.alpha))
-    if sac.config.alpha is None:
+    if sac.learns_alpha:
         gradient_step(sac.alpha_optimizer, alpha_loss(sac.log_alpha, logprob, sac.target_entropy))
     return {"actor_loss": loss, "entropy": -logprob.mean().item(), "alpha": sac.alpha}
 
@@ -326,3 +351,194 @@ def sac_step(sac: SAC, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
     report = actor_step(sac, batch["obs"])
     polyak_update(sac.q_target, sac.q, sac.config.tau)
     return {"critic_loss": loss, "q_mean": q_values.mean().item(), **report}
+
+
+# ------------------------------------------------------------------------------------------- a run
+LOG_EVERY = 1000  # gradient steps, or environment steps, in a row of metrics.csv
+ARGS_USED = ("env", "seed", "max_episode_steps", "demos", "demo_episodes", "demo_subsample")
+
+
+@dataclass
+class Task:
+    """What a method learns from: expert transitions, an environment, maybe mixed transitions."""
+
+    args: irl.Args
+    expert: Batch
+    mixed: Batch | None
+    env: gym.Env
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """obs_dim and action_dim."""
+        return self.env.observation_space.shape[0], self.env.action_space.shape[0]
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.env.action_space.low, self.env.action_space.high
+
+
+def make_policy(dims: Sequence[int], hyperparameters: dict) -> TanhGaussianActor:
+    """The policy of a finished run, before its weights: runs.Trainer needs it."""
+    return TanhGaussianActor(*dims, hyperparameters["hidden"])
+
+
+def expert_terminated(args: irl.Args) -> torch.Tensor:
+    """1 for those of the demonstrations' transitions that ended their episode, (n,), else 0.
+
+    An end is a time limit unless `terminated` of the .npz says otherwise. The transitions are those
+    that `irl.load_demos` keeps: every `demo_subsample`-th of the first `demo_episodes` episodes.
+    """
+    data = irl.read_npz(args.demos_path, ("lengths", "terminated"))
+    lengths = data["lengths"][: args.demo_episodes].astype(np.int64)
+    ended = np.asarray(data.get("terminated", np.zeros(len(data["lengths"]), bool)))
+    if ended.shape != data["lengths"].shape or ended.dtype != bool:
+        found = f"{ended.dtype} {ended.shape}"
+        expected = f"expected bool {data['lengths'].shape}"
+        raise irl.UserError(f"{args.demos_path}: key 'terminated' is {found}; {expected}")
+    last_is_kept = (lengths - 1) % args.demo_subsample == 0
+    kept = (lengths - 1) // args.demo_subsample + 1
+    flags = np.zeros(kept.sum(), np.float32)
+    flags[np.cumsum(kept) - 1] = ended[: args.demo_episodes] & last_is_kept
+    return torch.as_tensor(flags)
+
+
+def load_mixed_batch(args: irl.Args, dims: tuple[int, int]) -> Batch:
+    """The project's mixed transitions of an environment (demos/mixed.py), float32.
+
+    Raises:
+        UserError: for an environment without, or of other dimensions.
+    """
+    from demos.mixed import load_mixed
+
+    arrays = load_mixed(args.env)
+    if (arrays["obs"].shape[1], arrays["acts"].shape[1]) != dims:
+        found = (arrays["obs"].shape[1], arrays["acts"].shape[1])
+        problem = f"its mixed data has dimensions {found}; expected {dims}"
+        raise irl.UserError(f"--env {args.env}: {problem}")
+    return {name: torch.as_tensor(x, dtype=torch.float32) for name, x in arrays.items()}
+
+
+class Explorer:
+    """One environment, stepped with a policy's sampled actions; its rows go into a replay."""
+
+    def __init__(self, task: Task, buffer: ReplayBuffer):
+        self.env = task.env
+        self.buffer = buffer
+        self.low, self.high = task.action_range
+        self.obs = irl.reset_env(self.env, irl.seeds_for(task.args.seed, purpose=0, n=1)[0])
+        self.running = 0.0
+        self.returns: list[float] = []  # of the finished episodes, under the true reward
+
+    @torch.no_grad()
+    def act(self, actor: TanhGaussianActor) -> np.ndarray:
+        return actor.sample(torch.as_tensor(self.obs, dtype=torch.float32)[None])[0][0].numpy()
+
+    def uniform(self) -> np.ndarray:
+        return (self.low + (self.high - self.low) * torch.rand(len(self.low)).numpy()).astype("f4")
+
+    def step(self, action: np.ndarray) -> None:
+        """Takes one step; the environment's reward is summed for metrics.csv and nothing else."""
+        action = action.clip(self.low, self.high)
+        obs = np.array(self.obs, np.float32)
+        next_obs, reward, terminated, truncated = irl.step_env(self.env, action)
+        row = {"obs": obs, "acts": action, "next_obs": next_obs, "terminated": terminated}
+        self.buffer.add(**{name: np.asarray(x, np.float32)[None] for name, x in row.items()})
+        self.running += float(reward)
+        self.obs = next_obs
+        if terminated or truncated:
+            self.returns.append(self.running)
+            self.running = 0.0
+            self.obs = irl.reset_env(self.env)
+
+
+@dataclass
+class Log:
+    """Rows of metrics.csv: means of what `add` got in the last LOG_EVERY steps."""
+
+    online: bool
+    rows: list[dict] = field(default_factory=list)
+    reports: list[dict[str, float]] = field(default_factory=list)
+    seen: int = 0  # episodes that are in earlier rows
+
+    def add(self, step: int, report: dict[str, float], returns: Sequence[float] = ()) -> None:
+        """`step` counts from 1: environment steps if `online`, else gradient steps."""
+        if report:
+            self.reports.append(report)
+        if step % LOG_EVERY:
+            return
+        row = {"steps": step} if self.online else {"steps": 0, "gradient_steps": step}
+        if self.online:
+            row["true_return"] = (
+                float(np.mean(returns[self.seen :])) if returns[self.seen :] else ""
+            )
+            self.seen = len(returns)
+        for key in dict.fromkeys(key for one in self.reports for key in one):
+            row[key] = float(np.mean([one[key] for one in self.reports if key in one]))
+        self.rows.append(row)
+        self.reports = []
+
+
+def progress(n: int, title: str, unit: str) -> Iterator[int]:
+    """1 to n under a progress bar; no bar where stderr is not a terminal."""
+    return iter(tqdm(range(1, n + 1), desc=title, unit=unit, unit_scale=True, disable=None))
+
+
+def parse(config_cls: type, doc: str) -> tuple:
+    """The method's config and custom_irl.py's Args from the command line."""
+    config, flags = tyro.cli(
+        config_cls,
+        description=doc,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        return_unknown_args=True,
+    )
+    return config, irl.parse_args(flags)
+
+
+def check_args(args: irl.Args, method: str) -> None:
+    """UserError for a flag of custom_irl.py's that these methods do not read."""
+    for each in fields(args):
+        unused = each.name not in (*ARGS_USED, "out", "overwrite")
+        if unused and getattr(args, each.name) != each.default:
+            flag = each.name.replace("_", "-")
+            raise irl.UserError(f"--{flag}: not a flag of {method}; its own are listed by --help")
+
+
+def run(
+    train: Callable[[object, Task], irl.Training],
+    config: object,
+    args: irl.Args,
+    method: str,
+    uses_mixed: bool = False,
+) -> dict:
+    """Trains, evaluates and writes the run's folder as any other method does; returns the result.
+
+    `config`, a dataclass, lands in result.json as the hyperparameters.
+    """
+    check_args(args, method)
+    if args.out is None:
+        args = replace(args, out=Path("results", method, args.env, f"seed{args.seed}"))
+    identity = {"hyperparameters": runs.as_json(asdict(config))}
+    if uses_mixed:
+        from demos.mixed import FOLDER, load_mixed
+
+        load_mixed(args.env)  # records it on the first use
+        identity["mixed"] = {"sha256": irl.sha256(FOLDER / f"{args.env}.npz")}
+
+    def train_timed(args: irl.Args, demos: irl.Demos) -> irl.Training:
+        env = irl.make_env(args.env, args.max_episode_steps)
+        dims = env.observation_space.shape[0], env.action_space.shape[0]
+        expert = {**demos.tensors, "terminated": expert_terminated(args)}
+        mixed = load_mixed_batch(args, dims) if uses_mixed else None
+        timer = irl.Training(policy=None)
+        with timer.timed("training"):
+            training = train(config, Task(args, expert, mixed, env))
+        training.seconds = timer.seconds
+        training.algorithm = SimpleNamespace(hyperparameters=config)
+        if uses_mixed:
+            training.data["mixed_transitions"] = len(mixed["obs"])
+        return training
+
+    classes = (type(config), TanhGaussianActor)
+    result = runs.run_trainer(train_timed, args, method, classes, more_identity=identity)
+    irl.print_result(result, args.out)
+    return result

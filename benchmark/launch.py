@@ -36,6 +36,7 @@ from demos import formats
 
 METHODS = (
     *runs.METHODS,
+    *runs.TRAINERS,
     *(f"imitation-{name}" for name in runs.PEERS),
     *(f"ablation-{name}" for name in ABLATIONS),
 )
@@ -46,7 +47,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 @dataclass(frozen=True)
 class Config:
     method: str = "custom"
-    """a method under the contract, imitation-bc, -gail or -airl, or ablation-NAME"""
+    """a method of runs.py, imitation-bc, -gail or -airl, or ablation-NAME"""
     panel: Literal["dense", "scarce", "tiny", "one"] = "dense"
     """demonstrations of a run: 50 episodes; 20, 4 or 1, and of those every 20th transition"""
     envs: tuple[str, ...] = runs.ENVS
@@ -140,11 +141,13 @@ def check(config: Config, flags: list[str]) -> None:
         raise irl.UserError("--frozen and --true-reward: expected one of them")
     if config.learner == "sb3" and not (config.frozen or true_reward):
         raise irl.UserError("--learner sb3: learns no reward; expected --frozen or --true-reward")
+    if config.method in runs.TRAINERS and true_reward:
+        raise irl.UserError(f"--true-reward: not with --method {config.method}")
     if config.quick and "--total-timesteps" in given:
         raise irl.UserError("--quick: sets --total-timesteps; expected one of them")
-    contract = config.learner == "loop" and not config.method.startswith("imitation-")
-    if config.quick and not contract:
-        raise irl.UserError("--quick: not with --learner sb3 and not for imitation's trainers")
+    own_loop = config.method in runs.TRAINERS or config.method.startswith("imitation-")
+    if config.quick and (config.learner == "sb3" or own_loop):
+        raise irl.UserError("--quick: not with --learner sb3 and not for a method of its own loop")
 
 
 def own_demos(path: Path, results: Path) -> Path:
@@ -218,6 +221,8 @@ def program(config: Config, trained: Path | None) -> list[str]:
         return ["-m", "benchmark.retrain", *reward]
     if config.method.startswith("imitation-"):
         return ["-m", "baselines.imitation_peers", config.method.removeprefix("imitation-")]
+    if config.method in runs.TRAINERS and trained is None:
+        return runs.TRAINERS[config.method].words
     what = [config.method] if trained is None else ["frozen", str(trained)]
     return ["-m", "benchmark.resume", *what, *(["--quick"] if config.quick else [])]
 
