@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 import custom_irl as irl
-from baselines import dynamics
+from baselines.dynamics import Ensemble, uncertainty
 from baselines.modelbased import Learner, ModelBasedConfig
 from baselines.modelbased import RewardNetwork as RewardNetwork  # what load_reward rebuilds
 from baselines.offpolicy import Log, Task, parse, progress, run
@@ -45,12 +45,12 @@ class Config(ModelBasedConfig):
 def expert_uncertainty(learner: Learner, n: int = 4096) -> float:
     """The ensemble's mean uncertainty at the expert's states and actions."""
     obs, acts = learner.expert["obs"][:n], learner.expert["acts"][:n]
-    return dynamics.uncertainty(*learner.ensemble(obs, acts)).mean().item()
+    return uncertainty(*learner.ensemble(obs, acts)).mean().item()
 
 
-def adapted_lambda(weight: float, uncertainty: float, target: float, config: Config) -> float:
+def adapted_lambda(weight: float, observed: float, target: float, config: Config) -> float:
     """log lambda <- log lambda + rate clip(u / target - 1, -1, 1): more while too uncertain."""
-    excess = min(max(uncertainty / target - 1, -1.0), 1.0)
+    excess = min(max(observed / target - 1, -1.0), 1.0)
     low, high = config.lambda_range
     return min(max(weight * math.exp(config.lambda_rate * excess), low), high)
 
@@ -77,7 +77,7 @@ def train(config: Config, task: Task) -> irl.Training:
 
 def main() -> None:
     config, args = parse(Config, __doc__)
-    run(train, config, args, "omlirl", uses_mixed=True)
+    run(train, config, args, "omlirl", uses_mixed=True, parts=(Learner, Ensemble))
 
 
 if __name__ == "__main__":

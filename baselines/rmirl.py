@@ -117,7 +117,7 @@ def train(config: Config, task: Task) -> irl.Training:
 
 def main() -> None:
     config, args = parse(Config, __doc__)
-    run(train, config, args, "rmirl", uses_mixed=True)
+    run(train, config, args, "rmirl", uses_mixed=True, parts=(Learner, Ensemble))
 
 
 if __name__ == "__main__":
