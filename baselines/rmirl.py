@@ -79,9 +79,9 @@ def draw(learner: Learner) -> tuple[Batch, torch.Tensor]:
     obs = learner.imagined.sample(learner.config.batch_size)["obs"]
     acts, _ = sac.actor.sample(obs)
     next_obs, _ = learner.ensemble.sample(obs, acts)
-    batch = {"obs": obs, "acts": acts, "next_obs": next_obs}
     seen = next_obs.clamp(*learner.bound)
     terminated = learner.terminates(seen).float()
+    batch = {"obs": obs, "acts": acts, "next_obs": next_obs, "terminated": terminated}
     values = soft_value(sac.actor, sac.q, seen, sac.alpha)
     target = td_target(learner.rewards(batch), terminated, values, learner.config.gamma)
     return batch, target - sac.q(obs, acts).amin(0)

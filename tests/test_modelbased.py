@@ -235,6 +235,18 @@ def test_steps_of_the_reward_pay_the_expert_more_than_what_is_imagined(learner):
     assert after > before + 0.1
 
 
+def test_an_end_costs_what_the_lowest_reward_for_ever_would(learner):
+    """Values of r - b with 0 for an end, less the constant b / (1 - gamma), are those of `rewards`:
+    Q of a row is r + gamma (1 - terminated) V, and an end has V = 0."""
+    batch = {**offpolicy.sample(learner.expert, 2), "terminated": torch.tensor([0.0, 1.0])}
+    gamma, b = learner.config.gamma, learner.reward_net.baseline.fill_(-2.0)
+    value = torch.tensor([7.0, 7.0])
+    shifted = learner.reward_net(batch["obs"], batch["acts"], batch["obs"])
+    shifted_q = offpolicy.td_target(shifted, batch["terminated"], value - b / (1 - gamma), gamma)
+    paid_q = offpolicy.td_target(learner.rewards(batch), batch["terminated"], value, gamma)
+    torch.testing.assert_close(paid_q, shifted_q + b / (1 - gamma))
+
+
 def test_the_actor_rests_while_the_critics_learn(learner):
     learner.imagine()
     batch = learner.batch()
