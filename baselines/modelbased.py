@@ -55,7 +55,7 @@ class ModelBasedConfig(SACConfig):
     rollout_every: int = 250
     """gradient steps between two calls of `Learner.imagine`"""
     n_starts: int = 1000
-    """rollouts of a call, half from states of the expert, half from states of the mixed data"""
+    """rollouts of a call"""
     rollout_steps: int = 40
     """longest rollout"""
     kept_rollouts: int = 10
@@ -170,9 +170,12 @@ class Learner:
         self.imagined = ReplayBuffer(capacity, *task.dims, uncertainty=0)
 
     def imagine(self) -> dict[str, float]:
-        """Rollouts of the present actor in the ensemble, and the reward's baseline on them."""
-        half = self.config.n_starts // 2
-        starts = torch.cat([sample(part, half)["obs"] for part in (self.expert, self.mixed)])
+        """Rollouts of the present actor in the ensemble, and the reward's baseline on them.
+
+        They start at states of the expert alone: a policy that does as it does then visits its
+        states, and the reward's gap can close. From states of the mixed data it could not.
+        """
+        starts = sample(self.expert, self.config.n_starts)["obs"]
         rows, uncertainty = imagine(
             self.ensemble,
             lambda obs: self.sac.actor.sample(obs)[0],
