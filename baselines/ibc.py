@@ -38,6 +38,7 @@ from benchmark.runs import command_line
 @dataclass(frozen=True)
 class Config(op.SACConfig):
     hidden: tuple[int, ...] = (192, 192)
+    batch_size: int = 128
     alpha: float = 0.1
     """temperature of the policy on the score"""
     updates: int = 60_000

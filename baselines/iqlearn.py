@@ -40,6 +40,7 @@ HIDDEN = (192, 192)
 @dataclass(frozen=True)
 class Config(op.SACConfig):
     hidden: tuple[int, ...] = HIDDEN
+    batch_size: int = 128
     alpha: float = 0.1
     """temperature of the policy's entropy"""
     online: bool = False
@@ -144,7 +145,7 @@ def offline_step(sac: op.SAC, batch: op.Batch, config: Config) -> dict[str, floa
     rewards = implied_reward(q_values, batch["terminated"], next_values, config.gamma)
     fit = offline_loss(q_values, values, rewards, config.value_weight)
     penalty = op.gradient_penalty(
-        sac.q.head, sac.q.inputs(obs, acts), sac.q.inputs(obs, policy_acts), config.gp_target
+        sac.q.head, sac.q.inputs(obs, acts), sac.q.inputs(obs, policy_acts), config.gp_target, 2
     )
     op.gradient_step(sac.q_optimizer, fit + config.gp_coef * penalty)
     advantages = (q_values.amin(0) - values.amin(0)).detach()

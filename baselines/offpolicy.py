@@ -169,11 +169,15 @@ class TwinLinear(nn.Module):
 
 
 class TwinQ(nn.Module):
-    """Two critics Q(s, a): obs (n, obs_dim), acts (n, action_dim) -> (2, n)."""
+    """Two critics Q(s, a): obs (n, obs_dim), acts (n, action_dim) -> (2, n).
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int]):
+    `unit` scales the output, for values far from 1.
+    """
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], unit: float = 1.0):
         super().__init__()
         self.norm = Normalizer(obs_dim)
+        self.unit = unit
         sizes = [obs_dim + action_dim, *hidden, 1]
         self.layers = nn.ModuleList(TwinLinear(a, b) for a, b in pairwise(sizes))
 
@@ -182,10 +186,11 @@ class TwinQ(nn.Module):
         return torch.cat([self.norm(obs), acts], -1)
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.expand(2, *x.shape)
+        """Of (n, dim), or (2, n, dim) with inputs for each: (2, n)."""
+        x = x.expand(2, *x.shape[-2:])
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
-        return self.layers[-1](x).squeeze(-1)
+        return self.unit * self.layers[-1](x).squeeze(-1)
 
     def forward(self, obs: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
         return self.head(self.inputs(obs, acts))
@@ -198,22 +203,24 @@ def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
 
 
 def gradient_penalty(
-    net: Callable[[torch.Tensor], torch.Tensor], a: torch.Tensor, b: torch.Tensor, target: float
+    net: Callable[[torch.Tensor], torch.Tensor],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    target: float,
+    critics: int = 1,
 ) -> torch.Tensor:
     """mean max(|grad_x f(x)|_inf - target, 0)^2 at x = eps a + (1 - eps) b, eps ~ U(0, 1).
 
-    One-sided, with the largest component of the gradient. `a` and `b` are (n, dim); `net` returns
-    (n,) or, for two critics, (2, n): each counts.
+    One-sided, with the largest component of the gradient. `a` and `b` are (n, dim). `net` maps
+    (n, dim) to (n,), or with 2 `critics` (2, n, dim) to (2, n), each of which counts.
     """
     eps = torch.rand(len(a), 1)
-    x = (eps * a + (1 - eps) * b).detach().requires_grad_()
-    values = net(x)
-    values = values if values.dim() == 2 else values[None]
-    slopes = []
-    for value in values:
-        (grad,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-        slopes.append(grad.abs().amax(-1))
-    return F.relu(torch.stack(slopes) - target).square().mean()
+    x = (eps * a + (1 - eps) * b).detach()
+    if critics > 1:
+        x = x.repeat(critics, 1, 1)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    return F.relu(grad.abs().amax(-1) - target).square().mean()
 
 
 # ------------------------------------------------------------------------------------------ replay
@@ -241,8 +248,14 @@ class ReplayBuffer:
             column[place] = torch.as_tensor(rows[name], dtype=torch.float32)
         self.added += n
 
-    def sample(self, n: int) -> Batch:
-        return sample({name: column[: len(self)] for name, column in self.columns.items()}, n)
+    def columns_so_far(self) -> Batch:
+        return {name: column[: len(self)] for name, column in self.columns.items()}
+
+    def sample(self, n: int, recent: int | None = None) -> Batch:
+        """`n` rows, uniformly and with replacement; of the newest `recent` ones, if given."""
+        newest = min(len(self), recent or self.capacity)
+        rows = (self.added - 1 - torch.randint(newest, (n,))) % self.capacity
+        return {name: column[rows] for name, column in self.columns.items()}
 
 
 def sample(data: Batch, n: int) -> Batch:
