@@ -378,15 +378,19 @@ def actor_step(sac: SAC, obs: torch.Tensor) -> dict[str, float]:
     return {"actor_loss": loss, "entropy": -logprob.mean().item(), "alpha": sac.alpha}
 
 
-def sac_step(sac: SAC, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
-    """One gradient step of critics, actor and temperature on `batch` with `rewards` (n,)."""
+def critic_step(sac: SAC, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
+    """One gradient step of the critics on `batch` with `rewards` (n,), and of their targets."""
     next_values = soft_value(sac.actor, sac.q_target, batch["next_obs"], sac.alpha)
     target = td_target(rewards, batch["terminated"], next_values, sac.config.gamma)
     q_values = sac.q(batch["obs"], batch["acts"])
     loss = gradient_step(sac.q_optimizer, critic_loss(q_values, target))
-    report = actor_step(sac, batch["obs"])
     polyak_update(sac.q_target, sac.q, sac.config.tau)
-    return {"critic_loss": loss, "q_mean": q_values.mean().item(), **report}
+    return {"critic_loss": loss, "q_mean": q_values.mean().item()}
+
+
+def sac_step(sac: SAC, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
+    """One gradient step of critics, actor and temperature on `batch` with `rewards` (n,)."""
+    return {**critic_step(sac, batch, rewards), **actor_step(sac, batch["obs"])}
 
 
 # ------------------------------------------------------------------------------------------- a run
@@ -545,10 +549,12 @@ def run(
     args: irl.Args,
     method: str,
     uses_mixed: bool = False,
+    parts: Sequence[type] = (),
 ) -> dict:
     """Trains, evaluates and writes the run's folder as any other method does; returns the result.
 
-    `config`, a dataclass, lands in result.json as the hyperparameters.
+    `config`, a dataclass, lands in result.json as the hyperparameters. `parts`: classes of further
+    files that the method is made of.
     """
     check_args(args, method)
     if args.out is None:
@@ -574,7 +580,7 @@ def run(
             training.data["mixed_transitions"] = len(mixed["obs"])
         return training
 
-    classes = (type(config), TanhGaussianActor)
+    classes = (type(config), TanhGaussianActor, *parts)
     result = runs.run_trainer(train_timed, args, method, classes, more_identity=identity)
     irl.print_result(result, args.out)
     return result

@@ -13,7 +13,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -92,6 +92,8 @@ TRAINERS = {
     "recoil": Trainer("baselines.recoil"),
     "recoil-online": Trainer("baselines.recoil", online=True),
     "gail-sac": Trainer("baselines.gail_sac", reward="GAILReward"),
+    "omlirl": Trainer("baselines.omlirl", reward="RewardNetwork"),
+    "rmirl": Trainer("baselines.rmirl", reward="RewardNetwork"),
     "dagger": Trainer("baselines.dagger", policy="baselines.dagger"),
 }
 PEERS = ("bc", "gail", "airl")  # of imitation: baselines/imitation_peers.py
@@ -179,7 +181,7 @@ def hardware() -> dict:
 
 
 def identity_of(
-    args: irl.Args, method: str, classes: tuple[type, type], frozen_reward: Path | None = None
+    args: irl.Args, method: str, classes: Sequence[type], frozen_reward: Path | None = None
 ) -> dict[str, dict]:
     """All that has to be equal for two runs to give the same numbers."""
     modules = {sys.modules[c.__module__].__file__ for c in classes}
@@ -272,14 +274,14 @@ def run_trainer(
     train: Callable[[irl.Args, irl.Demos | None], irl.Training],
     args: irl.Args,
     method: str,
-    classes: tuple[type, type],
+    classes: Sequence[type],
     frozen_reward: Path | None = None,
     more_identity: dict[str, dict] | None = None,
 ) -> dict:
     """A trainer with a loop of its own: `train(args, demos)`, with the folder and files of any run.
 
     `train` returns policy, rows and seconds. The policy has `actor_mean` and `actor_logstd`, which
-    evaluation needs. `classes`: two whose files identify the code; `needs_demos` of the second says
+    evaluation needs. `classes`: their files identify the code; `needs_demos` of the second says
     whether demonstrations are read. `more_identity`: parts, with keys, of what else identifies the
     run. Not resumable.
     """
