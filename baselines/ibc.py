@@ -103,7 +103,7 @@ def train(config: Config, task: op.Task) -> irl.Training:
         net.norm.fit(task.expert["obs"])
     score_optimizer = op.adam(score.parameters(), config.lr)
     actor_optimizer = op.adam(actor.parameters(), config.lr)
-    log = op.Log(online=False)
+    log = op.Log(online=False, total=config.updates)
     for step in op.progress(config.updates, f"ibc {task.args.env}", "update"):
         batch = op.sample(task.expert, config.batch_size)
         acts, logprob = actor.sample(batch["obs"])

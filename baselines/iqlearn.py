@@ -188,7 +188,7 @@ def online_step(sac: op.SAC, batch: op.Batch, config: Config) -> dict[str, float
 def train_offline(config: Config, task: op.Task) -> irl.Training:
     sac = op.SAC(*task.dims, *task.action_range, config)
     sac.fit_normalizers(task.expert["obs"])
-    log = op.Log(online=False)
+    log = op.Log(online=False, total=config.updates)
     for step in op.progress(config.updates, f"iqlearn {task.args.env}", "update"):
         log.add(step, offline_step(sac, op.sample(task.expert, config.batch_size), config))
     sac.actor.actor_logstd.fill_(math.log(config.policy_std))
@@ -200,7 +200,7 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
     sac.fit_normalizers(task.expert["obs"])
     buffer = op.ReplayBuffer(config.env_steps, *task.dims)
     explorer = op.Explorer(task, buffer)
-    log = op.Log(online=True)
+    log = op.Log(online=True, total=config.env_steps)
     half = config.online_batch_size // 2
     is_expert = torch.cat([torch.ones(half), torch.zeros(half)])
     for step in op.progress(config.env_steps, f"iqlearn-online {task.args.env}", "step"):

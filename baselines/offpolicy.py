@@ -496,6 +496,7 @@ class Log:
     """Rows of metrics.csv: means of what `add` got in the last LOG_EVERY steps."""
 
     online: bool
+    total: int = 0  # steps of the run, the last of which ends a row too; 0: not known
     rows: list[dict] = field(default_factory=list)
     reports: list[dict[str, float]] = field(default_factory=list)
     seen: int = 0  # episodes that are in earlier rows
@@ -504,7 +505,7 @@ class Log:
         """`step` counts from 1: environment steps if `online`, else gradient steps."""
         if report:
             self.reports.append(report)
-        if step % LOG_EVERY:
+        if step % LOG_EVERY and step != self.total:
             return
         row = {"steps": step} if self.online else {"steps": 0, "gradient_steps": step}
         if self.online:

@@ -215,7 +215,7 @@ def make_sac(config: Config, task: op.Task, q: op.TwinQ) -> op.SAC:
 def train_offline(config: Config, task: op.Task) -> irl.Training:
     sac = make_sac(config, task, op.TwinQ(*task.dims, config.hidden, config.q_max))
     gp_coef = of_env(config.gp_coef, task.args.env, "HalfCheetah", 10.0, 0.0)
-    log = op.Log(online=False)
+    log = op.Log(online=False, total=config.updates)
     half = config.batch_size // 2
     for step in op.progress(config.updates, f"recoil {task.args.env}", "update"):
         expert = op.sample(task.expert, half)
@@ -230,7 +230,7 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
     td_weight = of_env(config.online_td_weight, task.args.env, "Hopper", 0.5, 0.2)
     buffer = op.ReplayBuffer(config.env_steps, *task.dims)
     explorer = op.Explorer(task, buffer)
-    log = op.Log(online=True)
+    log = op.Log(online=True, total=config.env_steps)
     half = config.batch_size // 2
     for step in op.progress(config.env_steps, f"recoil-online {task.args.env}", "step"):
         explorer.step(
