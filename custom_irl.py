@@ -208,19 +208,20 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """obs, acts and lengths of an .npz; UserError for any other file."""
+def read_npz(path: Path, keys=("obs", "acts", "lengths"), optional=()) -> dict[str, np.ndarray]:
+    """The arrays `keys` of an .npz, and those of `optional` that it has; UserError for others."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > MAX_NPZ_BYTES:
             raise ValueError(f"{size} bytes uncompressed; at most {MAX_NPZ_BYTES} are read")
         with np.load(path, allow_pickle=False) as f:
-            return {key: np.ascontiguousarray(f[key]) for key in ("obs", "acts", "lengths")}
+            found = [*keys, *(key for key in optional if key in f.files)]
+            return {key: np.ascontiguousarray(f[key]) for key in found}
     except Exception as error:  # NumPy and zipfile raise errors of many kinds for a damaged file
         reason = (str(error) or repr(error)).splitlines()[0]
         convert = f"another format? python -m demos.convert {path} NEW.npz"
-        expected = f"an .npz with plain arrays obs, acts and lengths ({convert})"
+        expected = f"an .npz with plain arrays {', '.join(keys)} ({convert})"
         raise UserError(f"{path}: {reason}; expected {expected}") from None
 
 
@@ -1260,6 +1261,7 @@ class Training:
     reward_norm: RunningNorm = field(default_factory=RunningNorm)
     episodes: EpisodeSums | None = None
     rows: list[dict] = field(default_factory=list)  # of metrics.csv, one a round
+    data: dict[str, int] = field(default_factory=dict)  # used beside demonstrations: amounts
     seconds: dict[str, float] = field(default_factory=dict)  # spent in each phase
 
     @contextmanager
@@ -1412,6 +1414,12 @@ def save_run(folder: Path, training: Training, args: Args, method: str, demos: D
         "config": config_of(args),
         "hyperparameters": asdict(hyperparameters) if hyperparameters else {},
         "demos": demos.source,
+        "data": {
+            "expert_transitions": demos.source["transitions"],
+            "mixed_transitions": 0,
+            "environment_steps": steps,
+            **training.data,
+        },
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

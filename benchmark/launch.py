@@ -57,7 +57,7 @@ HELD_SECONDS = 30  # before a run that another process holds is tried again
 @dataclass(frozen=True)
 class Config:
     method: str = "custom"
-    """a method under the contract, imitation-bc, -gail or -airl, or ablation-NAME"""
+    """a method of runs.py, imitation-bc, -gail or -airl, or ablation-NAME"""
     panel: Literal["dense", "scarce", "tiny", "one"] = "dense"
     """demonstrations of a run: 50 episodes; 20, 4 or 1, and of those every 20th transition"""
     envs: tuple[str, ...] = runs.ENVS
@@ -333,6 +333,8 @@ def program(run: study.Run, trained: Path | None) -> list[str]:
         return ["-m", "benchmark.retrain", *reward]
     if run.method.startswith("imitation-"):
         return ["-m", "baselines.imitation_peers", run.method.removeprefix("imitation-")]
+    if run.method in runs.TRAINERS and trained is None:
+        return runs.TRAINERS[run.method].words
     what = [run.method] if trained is None else ["frozen", str(trained)]
     return ["-m", "benchmark.resume", *what, *(["--quick"] if run.quick else [])]
 

@@ -27,11 +27,11 @@ Act = Callable[[np.ndarray], np.ndarray]
 
 def load_run(
     folder: Path | str, reward_cls: type | None = None
-) -> tuple[irl.Policy, nn.Module | None]:
+) -> tuple[nn.Module, nn.Module | None]:
     """The final policy and the learned reward network of a finished run.
 
-    `reward_cls`: the class of the network; by default the one that runs.METHODS names. The network
-    is None for a method without one.
+    `reward_cls`: the class of the network; by default the one that runs.py names. The network is
+    None for a method without one.
 
     Raises:
         UserError: naming the file that is missing or does not fit.
@@ -39,7 +39,7 @@ def load_run(
     folder = Path(folder)
     result = runs.read_result(folder)
     dims = result["dims"]
-    policy = irl.Policy(*dims)
+    policy = make_policy(result)
     load_weights(policy, folder / "policy.pt")
     if not (folder / "reward_net.pt").is_file() and reward_cls is None:
         return policy, None
@@ -49,6 +49,12 @@ def load_run(
     reward_net = reward_cls(*dims)
     load_weights(reward_net, folder / "reward_net.pt")
     return policy, reward_net
+
+
+def make_policy(result: dict) -> nn.Module:
+    """A policy of a finished run's shape, before its weights."""
+    trainer = runs.TRAINERS.get(result["method"])
+    return trainer.make_policy(result) if trainer else irl.Policy(*result["dims"])
 
 
 def load_weights(net: nn.Module, path: Path) -> None:
@@ -64,7 +70,7 @@ def load_weights(net: nn.Module, path: Path) -> None:
         ) from None
 
 
-def policy_action(policy: irl.Policy, space: gym.spaces.Box) -> Act:
+def policy_action(policy: nn.Module, space: gym.spaces.Box) -> Act:
     """The deterministic action of one observation, clipped to the action space."""
 
     def act(obs: np.ndarray) -> np.ndarray:

@@ -205,6 +205,9 @@ def main() -> None:
         flags = words[2:]
     else:
         method, flags = words[0], words[1:]
+        if method in runs.TRAINERS:
+            own = " ".join(runs.TRAINERS[method].words)
+            raise irl.UserError(f"{method}: has a loop of its own; expected python {own}")
         reward_cls, algorithm_cls = runs.method_named(method).classes()
     args = irl.parse_args(flags)
     if quick:

@@ -13,12 +13,13 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 
 import custom_irl as irl
 from demos.formats import DemoError
@@ -44,6 +45,38 @@ class Method:
         return getattr(module, self.reward), getattr(module, self.algorithm)
 
 
+@dataclass(frozen=True)
+class Trainer:
+    """A method with a training loop of its own: `python -m MODULE [--online] FLAGS`.
+
+    Its hyperparameters are the module's dataclass `Config`; the launcher runs the defaults.
+    """
+
+    module: str
+    online: bool = False
+    reward: str = ""  # class of the reward network, if a run saves one
+    policy: str = "baselines.offpolicy"  # module of make_policy(dims, hyperparameters)
+
+    @property
+    def words(self) -> list[str]:
+        return ["-m", self.module, *(["--online"] if self.online else [])]
+
+    def classes(self) -> tuple[type, type]:
+        """The reward network's class and `Config`; UserError if it has no reward network."""
+        module = importlib.import_module(self.module)
+        if not self.reward:
+            raise irl.UserError(f"{self.module}: its method saves no reward network")
+        return getattr(module, self.reward), module.Config
+
+    def defaults(self) -> dict:
+        config = importlib.import_module(self.module).Config
+        return as_json(asdict(config(online=True) if self.online else config()))
+
+    def make_policy(self, result: dict) -> nn.Module:
+        module = importlib.import_module(self.policy)
+        return module.make_policy(result["dims"], result["hyperparameters"])
+
+
 METHODS = {
     "custom": Method("custom_irl", "RewardNetwork", "IRLAlgorithm"),
     "gail": Method("baselines.gail", "GAILDiscriminator", "GAIL"),
@@ -52,18 +85,30 @@ METHODS = {
     "constant": Method("baselines.constant", "ConstantReward", "Constant"),
     "untrained": Method("baselines.untrained", "AIRLReward", "Untrained"),
 }
+TRAINERS = {
+    "ibc": Trainer("baselines.ibc"),
+    "iqlearn": Trainer("baselines.iqlearn", reward="ImplicitReward"),
+    "iqlearn-online": Trainer("baselines.iqlearn", online=True, reward="ImplicitReward"),
+    "recoil": Trainer("baselines.recoil"),
+    "recoil-online": Trainer("baselines.recoil", online=True),
+    "gail-sac": Trainer("baselines.gail_sac", reward="GAILReward"),
+    "omlirl": Trainer("baselines.omlirl", reward="RewardNetwork"),
+    "rmirl": Trainer("baselines.rmirl", reward="RewardNetwork"),
+    "dagger": Trainer("baselines.dagger", policy="baselines.dagger"),
+}
 PEERS = ("bc", "gail", "airl")  # of imitation: baselines/imitation_peers.py
 
 
-def method_named(name: str) -> Method:
-    """A method under the contract, ablations included; UserError for another name."""
+def method_named(name: str) -> Method | Trainer:
+    """A method by its name, ablations included; UserError for another name."""
     if name.startswith("ablation-"):
         ablation = importlib.import_module("benchmark.ablations").ABLATIONS.get(name[9:])
         if ablation is not None:
             return Method("benchmark.ablations", "RewardNetwork", ablation.__name__)
-    if name not in METHODS:
-        raise irl.UserError(f"method {name}: expected one of {', '.join(METHODS)}")
-    return METHODS[name]
+    methods = METHODS | TRAINERS
+    if name not in methods:
+        raise irl.UserError(f"method {name}: expected one of {', '.join(methods)}")
+    return methods[name]
 
 
 # ------------------------------------------------------------------------------- names and folders
@@ -96,6 +141,18 @@ def labels_of(config: dict, quick: bool = False) -> list[str]:
     return labels
 
 
+def changed(method: str, hyperparameters: dict) -> list[str]:
+    """Labels of those of a trainer's hyperparameters that are not its defaults."""
+    if method not in TRAINERS:
+        return []
+    defaults = TRAINERS[method].defaults()
+    return [
+        f"{key}-{value}".replace("_", "-").replace(" ", "")
+        for key, value in hyperparameters.items()
+        if value != defaults.get(key)
+    ]
+
+
 def variant_of(method: str, config: dict) -> str:
     if method.endswith("-frozen"):
         return "frozen"
@@ -124,7 +181,7 @@ def hardware() -> dict:
 
 
 def identity_of(
-    args: irl.Args, method: str, classes: tuple[type, type], frozen_reward: Path | None = None
+    args: irl.Args, method: str, classes: Sequence[type], frozen_reward: Path | None = None
 ) -> dict[str, dict]:
     """All that has to be equal for two runs to give the same numbers."""
     modules = {sys.modules[c.__module__].__file__ for c in classes}
@@ -182,6 +239,11 @@ def open_folder(folder: Path, identity: dict, quick: bool, overwrite: bool) -> d
     return None
 
 
+def as_json(value: dict) -> dict:
+    """As it reads back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
 def read_json(path: Path) -> dict:
     """A JSON object; UserError naming the file if it is not one."""
     try:
@@ -212,19 +274,21 @@ def run_trainer(
     train: Callable[[irl.Args, irl.Demos], irl.Training],
     args: irl.Args,
     method: str,
-    classes: tuple[type, type],
+    classes: Sequence[type],
     frozen_reward: Path | None = None,
+    more_identity: dict[str, dict] | None = None,
 ) -> dict:
     """A trainer with a loop of its own: `train(args, demos)`, with the folder and files of any run.
 
     `train` returns policy, rows and seconds. The policy has `actor_mean` and `actor_logstd`, which
-    evaluation needs. `classes`: two whose files identify the code; `needs_demos` of the second says
-    whether demonstrations are read. Not resumable.
+    evaluation needs. `classes`: their files identify the code; `needs_demos` of the second says
+    whether demonstrations are read. `more_identity`: parts, with keys, of what else identifies the
+    run. Not resumable.
     """
     torch.set_num_threads(1)
     irl.seed_everything(args.seed)
     demos = irl.prepare_demos(args, classes[1])
-    identity = identity_of(args, method, classes, frozen_reward)
+    identity = identity_of(args, method, classes, frozen_reward) | (more_identity or {})
     result = open_folder(args.out, identity, quick=False, overwrite=args.overwrite)
     if result is not None:
         return result

@@ -22,6 +22,7 @@ from benchmark.ablations import ABLATIONS
 
 METHODS = (
     *runs.METHODS,
+    *runs.TRAINERS,
     *(f"imitation-{name}" for name in runs.PEERS),
     *(f"ablation-{name}" for name in ABLATIONS),
 )
@@ -87,7 +88,8 @@ class Run:
     @property
     def under_contract(self) -> bool:
         """Trained by custom_irl.py's loop: with rows of metrics while it runs, and checkpoints."""
-        return self.learner == "loop" and not self.method.startswith("imitation-")
+        own_loop = self.method in runs.TRAINERS or self.method.startswith("imitation-")
+        return self.learner == "loop" and (self.variant == "frozen" or not own_loop)
 
 
 def names_of(flags: Sequence[str]) -> set[str]:
@@ -106,12 +108,14 @@ def check(run: Run) -> None:
         raise irl.UserError("--frozen and --true-reward: expected one of them")
     if run.variant == "frozen":
         runs.method_named(run.method)
+    if run.variant == "true-reward" and run.method in runs.TRAINERS:
+        raise irl.UserError(f"--true-reward: not with --method {run.method}")
     if run.learner == "sb3" and run.variant not in ("frozen", "true-reward"):
         raise irl.UserError("--learner sb3: learns no reward; expected --frozen or --true-reward")
     if run.quick and "--total-timesteps" in given:
         raise irl.UserError("--quick: sets --total-timesteps; expected one of them")
     if run.quick and not run.under_contract:
-        raise irl.UserError("--quick: not with --learner sb3 and not for imitation's trainers")
+        raise irl.UserError("--quick: not with --learner sb3 and not for a method of its own loop")
 
 
 def expand(group: dict) -> list[Run]:

@@ -4,6 +4,7 @@
     python -m demos.generate --env Hopper-v4 --record-only  # from the stored weights, in seconds
     python -m demos.generate --env Hopper-v4 --record-only --noise 0.1 --out /tmp/noisy
     python -m demos.generate --env Hopper-v4 --bank         # mixed quality; needs a training here
+    python -m demos.generate --env Hopper-v4 --mixed        # transitions below half of the expert
 
 Per environment this writes, to `--out` (this folder by default):
 
@@ -12,8 +13,9 @@ Per environment this writes, to `--out` (this folder by default):
     ENV.rewards.npz   the environment's true rewards of the same episodes, for evaluation only
     ENV.json          the card: returns, hashes, command, seeds, versions, date
 
-and with --bank ENV.bank.npz and ENV.bank.json: held-out episodes between random and expert, with
-true rewards.
+with --bank ENV.bank.npz and ENV.bank.json: held-out episodes between random and expert, with true
+rewards; and with --mixed what demos/mixed.py describes: policies of another training, stopped at
+half of the expert's return, and transitions of theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +47,7 @@ if (
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from custom_irl import CARD_SCHEMA, replacing, sha256
+from demos import mixed
 from demos.expert import Expert, play
 from demos.formats import DemoError, Episode, cannot_write, pack
 
@@ -101,6 +104,9 @@ class Config:
     """standard deviation of Gaussian noise added to the recorded actions (before clipping)"""
     record_only: bool = False
     """skip training and record from ENV.expert.npz of this folder"""
+    mixed: bool = False
+    """train below half of the expert's return with seed MIXED_SEED + `seed` (resumable), record
+    transitions of its checkpoints; nothing else"""
     bank: bool = False
     """record episodes of mixed quality from the checkpoints of a finished training; nothing else"""
     eval_every: int = 25_000
@@ -153,17 +159,19 @@ def returns_of(episodes: list[Episode]) -> np.ndarray:
 class EvaluateExpert(BaseCallback):
     """Every `eval_every` steps: evaluates and stores the expert, and a checkpoint to go on from."""
 
-    def __init__(self, args: Config, folder: Path, bar: tqdm):
+    def __init__(self, args: Config, folder: Path, bar: tqdm, stop_at: float):
         super().__init__()
         self.args = args
         self.folder = folder
         self.bar = bar
+        self.stop_at = stop_at
         self.env = gym.make(args.env)
         past = read_evaluations(folder)
         self.next_eval = (past[-1]["steps"] if past else 0) + args.eval_every
+        self.reached = False
 
     def _on_step(self) -> bool:
-        return True
+        return not self.reached
 
     def _on_rollout_start(self) -> None:
         """Between an update and the next rollout, so that a checkpoint is consistent."""
@@ -181,7 +189,9 @@ class EvaluateExpert(BaseCallback):
             save(str(self.folder / f"new-{name}"))
             os.replace(self.folder / f"new-{name}", self.folder / name)
         with (self.folder / "evaluations.jsonl").open("a") as f:
-            f.write(json.dumps({"steps": self.num_timesteps, **score}) + "\n")
+            std = self.model.policy.log_std.exp().tolist()
+            f.write(json.dumps({"steps": self.num_timesteps, "std": std, **score}) + "\n")
+        self.reached = score["return_mean"] >= self.stop_at
 
 
 def read_evaluations(folder: Path) -> list[dict]:
@@ -197,9 +207,9 @@ def training_folder(args: Config) -> Path:
     return HERE / ".training" / f"{args.env}-seed{args.seed}"
 
 
-def train(args: Config) -> Expert:
-    """Trains the recipe of `args.env`, or goes on with a training that was interrupted; returns
-    its best expert."""
+def train_checkpoints(args: Config, stop_at: float = np.inf) -> list[dict]:
+    """Trains the recipe of `args.env`, or goes on with a training that was interrupted, until an
+    evaluation's mean return is `stop_at` or more; returns all evaluations."""
     recipe = RECIPES[args.env]
     folder = training_folder(args)
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,11 +224,19 @@ def train(args: Config) -> Expert:
     shown = {"total": recipe.total_timesteps, "desc": f"{args.env} expert", "unit": "step"}
     with tqdm(**shown, disable=None) as bar:
         remaining = recipe.total_timesteps - model.num_timesteps
-        if remaining > 0:
-            callback = EvaluateExpert(args, folder, bar)
+        past = [score["return_mean"] for score in read_evaluations(folder)]
+        if remaining > 0 and max(past, default=-np.inf) < stop_at:
+            callback = EvaluateExpert(args, folder, bar, stop_at)
             model.learn(remaining, callback=callback, reset_num_timesteps=False)
+    return read_evaluations(folder)
+
+
+def train(args: Config) -> Expert:
+    """The best expert of the recipe of `args.env`."""
+    folder = training_folder(args)
+    evaluations = train_checkpoints(args)
     # Ten episodes miss a fall in fifty, so the best few play again.
-    best = sorted(read_evaluations(folder), key=lower_bound)[-args.finalists :]
+    best = sorted(evaluations, key=lower_bound)[-args.finalists :]
     experts = [Expert.load(folder / f"{score['steps']}.npz") for score in best]
     env = gym.make(args.env)
     played = [play_many(env, expert, "selection", args.episodes) for expert in experts]
@@ -289,7 +307,8 @@ def record(args: Config, expert: Expert) -> dict:
             " by mean minus standard deviation",
         },
         "seeds": {
-            k: [first, first + args.episodes - 1] for k, first in SEEDS.items() if k != "bank"
+            k: [SEEDS[k], SEEDS[k] + args.episodes - 1]
+            for k in ("demos", "fresh", "random", "selection")
         },
         "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
         "date": datetime.now(UTC).date().isoformat(),
@@ -359,6 +378,92 @@ def record_bank(args: Config) -> dict:
     return card
 
 
+# Training seed of the mixed data: another one than the experts'.
+MIXED_SEED = 1000
+# Shares of the expert's return; the nearest evaluation for each, none above the last.
+MIXED_LEVELS = (0.0, 0.15, 0.3, 0.5)
+
+
+def mixed_policies(args: Config, expert_return: float) -> list[dict]:
+    """Trains until half of the expert's return and copies the checkpoints nearest to MIXED_LEVELS
+    into `args.out`; returns what the card says of them."""
+    args = replace(args, seed=MIXED_SEED + args.seed)
+    evaluations = train_checkpoints(args, MIXED_LEVELS[-1] * expert_return)
+    below = [e for e in evaluations if e["return_mean"] <= MIXED_LEVELS[-1] * expert_return]
+    policies = []
+    for level in MIXED_LEVELS:
+        if not below:
+            raise DemoError(f"{training_folder(args)}: too few evaluations; a smaller --eval-every")
+        nearest = min(below, key=lambda e: abs(e["return_mean"] - level * expert_return))
+        below.remove(nearest)
+        name = f"{args.env}.{nearest['steps']}.npz"
+        Expert.load(training_folder(args) / f"{nearest['steps']}.npz").save(args.out / name)
+        policies.append(
+            {
+                "file": name,
+                "steps": nearest["steps"],
+                "deterministic_return_mean": nearest["return_mean"],
+                "std": nearest["std"],
+                "first_seed": mixed.FIRST_SEED + 10_000 * len(policies),
+            }
+        )
+    return policies
+
+
+def record_mixed(args: Config) -> dict:
+    """Writes the policies, the transitions and the card of the mixed data; returns the card."""
+    folder = args.out / "mixed"
+    folder.mkdir(parents=True, exist_ok=True)
+    expert_return = expert_return_of(HERE / f"{args.env}.json")
+    path = folder / f"{args.env}.json"
+    before = mixed.read_card(path, args.env) if path.exists() or args.record_only else None
+    if args.record_only:
+        mixed.check_policies(before, folder)
+        policies = before["policies"]
+    else:
+        policies = mixed_policies(replace(args, out=folder), expert_return)
+    data, returns = mixed.record(args.env, policies, folder)
+    mixed.write_data(path.with_suffix(".npz"), data)
+    for policy, values in zip(policies, returns):
+        policy |= {
+            "episodes": len(values),
+            "return_mean": float(values.mean()),
+            "share_of_expert": float(values.mean() / expert_return),
+        }
+    files = [path.with_suffix(".npz"), *(folder / policy["file"] for policy in policies)]
+    training_seed = before["training"]["seed"] if args.record_only else MIXED_SEED + args.seed
+    card = {
+        "schema": "irl-mixed-1",
+        "env": args.env,
+        "transitions": mixed.TRANSITIONS * len(policies),
+        "policies": policies,
+        "sha256": {file.name: sha256(file) for file in files},
+        "command": f"{mixed.command(args.env)} --seed {args.seed}",
+        "training": {
+            "algorithm": "stable-baselines3 PPO, the expert's recipe",
+            "recipe": describe(RECIPES[args.env]),
+            "seed": training_seed,
+            "stopped": f"at {MIXED_LEVELS[-1]} of the expert's return, {expert_return:.1f}",
+        },
+        "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(card, indent=2) + "\n")
+    name = f"{args.env}.npz"
+    if before is not None and before["sha256"][name] != card["sha256"][name]:
+        print(f"{folder / name}: differs from the one that the card before stated", file=sys.stderr)
+    return card
+
+
+def expert_return_of(card_path: Path) -> float:
+    """The expert's mean return, from the card of its demonstrations."""
+    try:
+        return float(json.loads(card_path.read_text())["expert"]["demos"]["return_mean"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DemoError(f"{card_path}: expected the card of the expert's demonstrations") from None
+
+
 def describe(recipe: Recipe) -> dict:
     """The recipe as JSON: classes by name, a learning-rate schedule by its first value."""
     ppo = {k: f"linear from {v(1.0):g} to 0" if callable(v) else v for k, v in recipe.ppo.items()}
@@ -374,7 +479,9 @@ def main(args: Config) -> None:
     if not 0 <= args.seed <= MAX_SEED:  # what NumPy's old generator and SB3's environments take
         raise DemoError(f"--seed {args.seed}: expected 0 to {MAX_SEED}")
     weights = HERE / f"{args.env}.expert.npz"
-    if args.record_only and not weights.exists():
+    if args.mixed and args.bank:
+        raise DemoError("--mixed and --bank: expected one of them")
+    if args.record_only and not args.mixed and not weights.exists():
         raise DemoError(f"{weights}: no such file; train the expert first, without --record-only")
     try:
         train_or_record(args, weights)
@@ -387,6 +494,11 @@ def train_or_record(args: Config, weights: Path) -> None:
     if args.bank:
         for row in record_bank(args)["episodes"]:
             print(f"{args.env} bank, {row['policy']}: {row['return']:.0f} in {row['length']} steps")
+        return
+    if args.mixed:
+        for row in record_mixed(args)["policies"]:
+            share = f"{row['share_of_expert']:.2f} of the expert's"
+            print(f"{args.env} after {row['steps']} steps: {row['return_mean']:.0f}, {share}")
         return
     card = record(args, Expert.load(weights) if args.record_only else train(args))
     rows = {**card["expert"], "random": card["random"]}
