@@ -16,6 +16,7 @@ hour; beside it the sizes that CleanIL's published returns were reached with:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -24,11 +25,14 @@ import torch.nn as nn
 import custom_irl as irl
 from baselines.dynamics import DynamicsConfig, fit_ensemble, imagine, termination
 from baselines.offpolicy import (
+    LOGSTD_MAX,
+    LOGSTD_MIN,
     SAC,
     Batch,
     Normalizer,
     ReplayBuffer,
     SACConfig,
+    TanhGaussianActor,
     Task,
     adam,
     critic_step,
@@ -44,10 +48,15 @@ from baselines.offpolicy import (
 class ModelBasedConfig(SACConfig):
     """Hyperparameters of both methods, after those of SAC."""
 
+    alpha: float | None = 0.01
+    """temperature of the entropy. With one learned for an entropy of -action_dim the actor's noise
+    is as large as 0.2, with which even the expert falls; no reward closes that gap."""
     steps: int = 50_000
     """gradient steps of actor and critics"""
     bc_steps: int = 5_000
     """gradient steps of behaviour cloning that the actor starts from"""
+    first_std: float = 0.1
+    """standard deviation of the actor's actions, before tanh, after that"""
     actor_lr: float = 3e-5
     """learning rate of the actor: slower than reward and critics, which have to follow it"""
     critic_steps: int = 5_000
@@ -55,13 +64,13 @@ class ModelBasedConfig(SACConfig):
     rollout_every: int = 250
     """gradient steps between two calls of `Learner.imagine`"""
     n_starts: int = 1000
-    """rollouts of a call"""
+    """rollouts of a call, half from states of the expert, half from states of the mixed data"""
     rollout_steps: int = 40
     """longest rollout"""
     kept_rollouts: int = 10
     """calls whose transitions are kept"""
     real_share: float = 0.5
-    """of a batch of SAC: half of it the expert's, half mixed; the rest is imagined"""
+    """of a batch of SAC: half of it the expert's, half mixed; the rest is imagined, likewise"""
     reward_every: int = 2
     """gradient steps of SAC for each of the reward"""
     reward_lr: float = 3e-4
@@ -129,8 +138,16 @@ def reward_loss(
 
 # -------------------------------------------------------------------------------------------- data
 def bc_loss(sac: SAC, expert: Batch) -> torch.Tensor:
-    """mean |mode(s) - a|^2: the actor's standard deviation stays as initialised."""
+    """mean |mode(s) - a|^2. The log-likelihood of a deterministic expert, whose noise the actor
+    would learn to be 0 as well, does worse: its gradients grow as the noise shrinks."""
     return (sac.actor.mode(expert["obs"]) - expert["acts"]).square().sum(-1).mean()
+
+
+def set_noise(actor: TanhGaussianActor, std: float) -> None:
+    """The standard deviation before tanh becomes `std` in all states."""
+    middle, half = (LOGSTD_MAX + LOGSTD_MIN) / 2, (LOGSTD_MAX - LOGSTD_MIN) / 2
+    nn.init.zeros_(actor.logstd.weight)
+    nn.init.constant_(actor.logstd.bias, math.atanh((math.log(std) - middle) / half))
 
 
 def joined(*batches: Batch) -> Batch:
@@ -165,39 +182,46 @@ class Learner:
             gradient_step(
                 self.sac.actor_optimizer, bc_loss(self.sac, sample(self.expert, config.batch_size))
             )
+        set_noise(self.sac.actor, config.first_std)
         self.sac.actor_optimizer = adam(self.sac.actor.parameters(), config.actor_lr)
-        capacity = config.kept_rollouts * config.n_starts * config.rollout_steps
-        self.imagined = ReplayBuffer(capacity, *task.dims, uncertainty=0)
+        capacity = config.kept_rollouts * (config.n_starts // 2) * config.rollout_steps
+        self.matched = ReplayBuffer(capacity, *task.dims, uncertainty=0)
+        self.other = ReplayBuffer(capacity, *task.dims, uncertainty=0)
 
     def imagine(self) -> dict[str, float]:
         """Rollouts of the present actor in the ensemble, and the reward's baseline on them.
 
-        They start at states of the expert alone: a policy that does as it does then visits its
-        states, and the reward's gap can close. From states of the mixed data it could not.
+        SAC learns from both kinds: the mixed data's states are where a policy gets that has left
+        the expert's. The reward compares the expert with `matched` alone, rollouts from the
+        expert's states: a policy that acts as it does is not told from it there, but would be in
+        rollouts from other states.
         """
-        starts = sample(self.expert, self.config.n_starts)["obs"]
-        rows, uncertainty = imagine(
-            self.ensemble,
-            lambda obs: self.sac.actor.sample(obs)[0],
-            starts,
-            self.config.rollout_steps,
-            self.terminates,
-            self.bound,
-        )
-        first = not len(self.imagined)
-        self.imagined.add(**rows, uncertainty=uncertainty)
-        batch = self.imagined.sample(4096)
+        first = not len(self.matched)
+        report = {}
+        for name, data, buffer in (
+            ("matched", self.expert, self.matched),
+            ("other", self.mixed, self.other),
+        ):
+            starts = sample(data, self.config.n_starts // 2)["obs"]
+            rows, uncertainty = imagine(
+                self.ensemble,
+                lambda obs: self.sac.actor.sample(obs)[0],
+                starts,
+                self.config.rollout_steps,
+                self.terminates,
+                self.bound,
+            )
+            buffer.add(**rows, uncertainty=uncertainty)
+            report[f"{name}_length"] = len(uncertainty) / len(starts)
+            report[f"{name}_uncertainty"] = uncertainty.mean().item()
+        batch = joined(self.matched.sample(2048), self.other.sample(2048))
         self.reward_net.rebase(batch, self.config.baseline_quantile, 1.0 if first else 0.1)
-        return {
-            "imagined_length": len(uncertainty) / len(starts),
-            "imagined_uncertainty": uncertainty.mean().item(),
-            "reward_baseline": self.reward_net.baseline.item(),
-        }
+        return report | {"reward_baseline": self.reward_net.baseline.item()}
 
     def reward_step(self) -> dict[str, float]:
         """A gradient step of the reward: the expert against what is imagined."""
         n = self.config.reward_batch
-        batches = (sample(self.expert, n), self.imagined.sample(n))
+        batches = (sample(self.expert, n), self.matched.sample(n))
         expert, policy = (self.reward_net.inputs(b["obs"], b["acts"]) for b in batches)
         loss = reward_loss(self.reward_net, expert, policy, self.config)
         gradient_step(self.reward_optimizer, loss)
@@ -206,13 +230,14 @@ class Learner:
         return {"reward_loss": loss.item(), "reward_gap": gap.item()}
 
     def batch(self) -> Batch:
-        """A batch for SAC: imagined, expert and mixed transitions."""
-        n = self.config.batch_size
-        n_expert = n_mixed = round(n * self.config.real_share / 2)
+        """A batch for SAC: imagined and real transitions, from the expert's and from mixed data."""
+        n = self.config.batch_size // 2
+        n_real = round(n * self.config.real_share)
         return joined(
-            self.imagined.sample(n - n_expert - n_mixed),
-            sample(self.expert, n_expert),
-            sample(self.mixed, n_mixed),
+            self.matched.sample(n - n_real),
+            self.other.sample(n - n_real),
+            sample(self.expert, n_real),
+            sample(self.mixed, n_real),
         )
 
     @torch.no_grad()

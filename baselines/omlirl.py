@@ -12,8 +12,8 @@ likelihood, with a gradient penalty. The expert's environment is never stepped.
 
 Deviates from the paper: reward steps on transitions and not on discounted trajectories; a gradient
 penalty instead of a bounded output; lambda is adapted. Deviates from CleanIL, too: 50,000 gradient
-steps in place of 1M, a fifth of its imagined transitions, rollouts from states of which half are
-the expert's, a baseline that makes terminations bad (modelbased.RewardNetwork).
+steps in place of 1M, a fifth of its imagined transitions; the actor starts as a BC clone; ends
+cost (modelbased.RewardNetwork); the reward sees rollouts from the expert's states alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmark.runs import command_line
 
 @dataclass(frozen=True)
 class Config(ModelBasedConfig):
-    uncertainty_target: float = 1.5
+    uncertainty_target: float = 2.0
     """mean uncertainty that lambda is adapted to, in that of the expert's transitions"""
     lambda_first: float = 1.0
     lambda_rate: float = 0.1
@@ -64,7 +64,7 @@ def train(config: Config, task: Task) -> irl.Training:
         report = {}
         if (step - 1) % config.rollout_every == 0:
             report |= learner.imagine()
-            weight = adapted_lambda(weight, report["imagined_uncertainty"], target, config)
+            weight = adapted_lambda(weight, report["matched_uncertainty"], target, config)
             report |= {"lambda": weight, **learner.fit_report}
         if step % config.reward_every == 0:
             report |= learner.reward_step()

@@ -16,9 +16,9 @@ between those of SAC on r and of r on E_expert r - E_imagined r.
 
 Deviates from the paper: the likelihood's gradient by transitions and not by discounted
 trajectories; a gradient penalty on r; advantages normalised to mean 0 and standard deviation 1 in a
-batch. Deviates from CleanIL, too: 50,000 gradient steps in place of 1M, a fifth of its imagined
-transitions, rollouts from states of which half are the expert's, a baseline that makes terminations
-bad (modelbased.RewardNetwork).
+batch. Deviates from CleanIL, too: 50,000 gradient
+steps in place of 1M, a fifth of its imagined transitions; the actor starts as a BC clone; ends
+cost (modelbased.RewardNetwork); the reward sees rollouts from the expert's states alone.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def model_loss(
 
 @torch.no_grad()
 def draw(learner: Learner) -> tuple[Batch, torch.Tensor]:
-    """Imagined states, actions of the actor, s' of the ensemble as it is; and their advantages."""
+    """States of a batch, actions of the actor, s' of the ensemble; and their advantages."""
     sac = learner.sac
-    obs = learner.imagined.sample(learner.config.batch_size)["obs"]
+    obs = learner.batch()["obs"]
     acts, _ = sac.actor.sample(obs)
     next_obs, _ = learner.ensemble.sample(obs, acts)
     seen = next_obs.clamp(*learner.bound)
