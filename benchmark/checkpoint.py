@@ -103,17 +103,17 @@ def pieces_of(value: object) -> list[memoryview]:
     return [data[start:end] for start, end in zip(cuts, [*cuts[1:], len(data)])]
 
 
-def save(folder: Path, identity: dict, training: irl.Training, history: list) -> int:
+def save(folder: Path, identity: dict, training: irl.Training, envs) -> int:
     """Writes the pieces that are not there yet, then checkpoint.json; returns the bytes written.
 
-    `history` is the environments'. One pickle, so that objects which method and loop share stay
-    shared. checkpoint.json is replaced last and at once; until then the pieces of the one before it
-    stay.
+    `envs` has the `history` and `restore` of resume.ReplayableVectorEnv. One pickle, so that
+    objects which method and loop share stay shared. checkpoint.json is replaced last and at once;
+    until then the pieces of the one before it stay.
     """
     generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     written = 0
     names = []
-    for piece in pieces_of((training, history, generators)):
+    for piece in pieces_of((training, envs.history, generators)):
         name = hashlib.sha256(piece).hexdigest()
         names.append(name)
         path = folder / runs.PIECES / name
@@ -133,8 +133,8 @@ def remove_pieces(folder: Path, but: list[str]) -> None:
             path.unlink()
 
 
-def load(folder: Path, identity: dict) -> tuple[irl.Training, list]:
-    """The training and the environments' history that `save` got; sets the generators.
+def load(folder: Path, identity: dict, envs) -> irl.Training:
+    """The training that `save` got; brings environments and generators to their state.
 
     Raises:
         UserError: if it is damaged, or not of this user, version and configuration.
@@ -159,7 +159,8 @@ def load(folder: Path, identity: dict) -> tuple[irl.Training, list]:
     except Exception as error:
         raise irl.UserError(f"{path}: cannot be resumed from ({error!r}); {advice}") from None
     remove_pieces(folder, names)
+    envs.restore(history)
     random.setstate(generators[0])
     np.random.set_state(generators[1])
     torch.set_rng_state(generators[2])
-    return training, history
+    return training

@@ -61,7 +61,7 @@ class ReplayableVectorEnv(irl.VectorEnv):
             self.history[i][1].extend(actions)
 
 
-# -------------------------------------------------------------------------------------- the loop
+# ------------------------------------------------------------------------------------ after a round
 def shorten(algorithm_cls: type) -> None:
     """Fewer gradient steps of behaviour cloning and none of Q, for --quick. result.json says so."""
     if hasattr(algorithm_cls, "hyperparameters"):
@@ -97,7 +97,7 @@ class AfterRound:
 
     def checkpoint(self, training: irl.Training) -> None:
         start = time.monotonic()
-        checkpoint.save(self.folder, self.identity, training, self.envs.history)
+        checkpoint.save(self.folder, self.identity, training, self.envs)
         self.last = time.monotonic()
         self.cost = self.last - start
 
@@ -159,8 +159,7 @@ def run(
         result = runs.open_folder(args.out, identity, quick, args.overwrite)
         if result is None:
             if (args.out / runs.CHECKPOINT).exists():
-                training, history = checkpoint.load(args.out, identity)
-                envs.restore(history)
+                training = checkpoint.load(args.out, identity, envs)
             else:
                 training = irl.start_training(reward_cls, algorithm_cls, args, envs, demos)
             keep = AfterRound(args.out, identity, envs, signals)
