@@ -68,11 +68,14 @@ def signature(content: dict) -> str:
 
 def read_signed(path: Path, advice: str) -> dict:
     """The JSON that `write_signed` wrote; UserError ending in `advice` for any other."""
-    content = runs.read_json(path)
+    try:
+        content = runs.read_json(path)
+    except irl.UserError as error:
+        raise irl.UserError(f"{error}; {advice}") from None
     signed = str(content.pop("signature", ""))
     if not hmac.compare_digest(signed.encode(), signature(content).encode()):
-        other = "not signed with this user's key: of another user or machine, or changed since"
-        raise irl.UserError(f"{path}: {other}, and going on from it could run its code; {advice}")
+        other = "not signed with this user's key, and reading it could run the code of whoever did"
+        raise irl.UserError(f"{path}: {other}; go on where it was written, or {advice}")
     return content
 
 
@@ -157,7 +160,8 @@ def load(folder: Path, identity: dict, envs) -> irl.Training:
         archive = io.BytesIO(b"".join(pieces))
         training, history, generators = torch.load(archive, weights_only=False)
     except Exception as error:
-        raise irl.UserError(f"{path}: cannot be resumed from ({error!r}); {advice}") from None
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise irl.UserError(f"{path}: cannot be resumed from ({reason}); {advice}") from None
     remove_pieces(folder, names)
     envs.restore(history)
     random.setstate(generators[0])
