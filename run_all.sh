@@ -4,6 +4,10 @@
 #   bash run_all.sh             3 environments x 3 seeds, 1M steps each, as many at once as there
 #                               are cores; then the report
 #   bash run_all.sh --quick     a look of minutes: one short run an environment, not a result
+#   bash run_all.sh --study benchmark/studies/ten-seeds.toml --dry-run
+#                               the runs of a study, which of them exist, and their core hours
+#   bash run_all.sh --cluster slurm --partition NAME
+#                               the same as jobs of a cluster; call it again to look after them
 #   bash run_all.sh --help      all options; others go to custom_irl.py (--true-reward, ...)
 #   bash run_all.sh test        the tests; further words go to pytest
 #

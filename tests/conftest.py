@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import custom_irl as irl
+from benchmark import launch, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,6 +35,21 @@ def tiny_run(tmp_path_factory) -> tuple[Path, dict, str]:
     done = command("custom_irl.py", *flags, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "result.json").read_text()), done.stdout
+
+
+@pytest.fixture
+def launcher(monkeypatch, tmp_path):
+    """The launcher's command line in this process, on `tmp_path`; returns what it exits with."""
+
+    def run(*words: str) -> str | int | None:
+        monkeypatch.setattr(sys, "argv", ["launch", "--results", str(tmp_path), *words])
+        try:
+            runs.command_line(launch.main)
+        except SystemExit as stopped:
+            return stopped.code
+        return 0
+
+    return run
 
 
 @pytest.fixture(autouse=True)

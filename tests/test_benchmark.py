@@ -19,23 +19,19 @@ from conftest import ROOT
 RESULT = {"schema": 2}
 
 
-@pytest.fixture
-def launcher(monkeypatch, tmp_path):
-    """The launcher's command line in this process; returns what it exits with."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*words: str) -> str | int | None:
-        monkeypatch.setattr(sys, "argv", ["launch", "--results", str(tmp_path), *words])
-        with pytest.raises(SystemExit) as stopped:
-            runs.command_line(launch.main)
-        return stopped.value.code
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def jobs_of(config: launch.Config, flags: list[str] | None = None) -> list[launch.Job]:
+    return launch.make_jobs(launch.runs_of(config, flags or []), config.results)
 
 
 REFUSED = [
+    ("--dry-run --minutes 5", "--minutes: expected --cluster"),
+    ("--cluster local --partition main", "--partition: expected --cluster slurm"),
+    ("--cluster local --minutes 2", "--minutes 2: expected 5 or more"),
+    ("--no-policy-access=False", "Unrecognized options: False"),
+    ("--stall-minutes 0", "--stall-minutes 0.0: expected more than 0"),
+    ("--study nowhere.toml", "nowhere.toml: not readable as TOML"),
+    ("--study benchmark/studies/trial.toml --method gail", "--study and method: expected one"),
+    ("--study benchmark/studies/trial.toml --gamma 0.9", "--study and gamma: expected one"),
     ("--env Hopper-v4", "--envs"),
     ("--seed=3", "--seeds"),
     ("--no-such-flag", "no-such-flag"),
@@ -65,7 +61,7 @@ def test_bad_flags_are_refused_before_anything_is_written(
 
 # --------------------------------------------------------------------------------------------- jobs
 def test_the_default_is_three_environments_and_three_seeds():
-    jobs = launch.make_jobs(launch.Config(), [])
+    jobs = jobs_of(launch.Config())
     wanted = {(env, seed, 1_000_000, False) for env in runs.ENVS for seed in runs.SEEDS}
     args = [job.args for job in jobs]
     assert {(a.env, a.seed, a.total_timesteps, a.no_policy_access) for a in args} == wanted
@@ -73,13 +69,13 @@ def test_the_default_is_three_environments_and_three_seeds():
 
 
 def test_a_quick_look_is_one_short_run_an_environment_and_marked():
-    jobs = launch.make_jobs(launch.Config(quick=True), [])
+    jobs = jobs_of(launch.Config(quick=True))
     assert [(job.args.env, job.args.seed) for job in jobs] == [(env, 42) for env in runs.ENVS]
     for job in jobs:
         assert job.args.total_timesteps == runs.QUICK_TIMESTEPS
         assert "--quick" in job.command
         assert job.folder.parts[-3] == "custom-quick"
-    assert "not a result" in launch.live_table(jobs, quick=True).title
+    assert "not a result" in launch.live_table(jobs).title
 
 
 @pytest.mark.parametrize("n", [5, 10**6])
@@ -93,7 +89,7 @@ def test_a_quick_look_shortens_the_method_and_never_lengthens_it(n):
 
 @pytest.mark.parametrize(("amount", "panel"), runs.PANELS.items())
 def test_panels_say_how_much_of_the_demonstrations_a_run_gets(amount, panel):
-    jobs = launch.make_jobs(launch.Config(panel=panel), ["--no-policy-access"])
+    jobs = jobs_of(launch.Config(panel=panel), ["--no-policy-access"])
     assert {(job.args.demo_episodes, job.args.demo_subsample) for job in jobs} == {amount}
     label = "custom-reward-only" if panel == "dense" else f"custom-reward-only-{panel}"
     assert {job.folder.parts[-3] for job in jobs} == {label}
@@ -105,10 +101,10 @@ def test_a_frozen_reward_is_trained_on_with_the_next_seed_and_the_labels_of_its_
 ):
     flags = ["--no-policy-access", "--total-timesteps", "4096"]
     config = {"envs": ("Hopper-v4",), "seeds": (1,), "panel": "tiny", "results": tmp_path}
-    (trained,) = launch.make_jobs(launch.Config(**config), flags)
+    (trained,) = jobs_of(launch.Config(**config), flags)
     trained.folder.mkdir(parents=True)
     (trained.folder / "result.json").write_text(json.dumps(RESULT))
-    (job,) = launch.make_jobs(launch.Config(**config, frozen=True, learner=learner), flags)
+    (job,) = jobs_of(launch.Config(**config, frozen=True, learner=learner), flags)
     assert str(trained.folder) in job.command
     assert job.args.seed == 2
     labels = runs.labels_of(irl.config_of(job.args))
@@ -121,7 +117,7 @@ def test_the_oracle_of_either_learner_has_a_folder_of_its_own():
     names = []
     for learner in ("loop", "sb3"):
         config = launch.Config(envs=("Hopper-v4",), seeds=(1,), learner=learner)
-        (job,) = launch.make_jobs(config, ["--true-reward"])
+        (job,) = jobs_of(config, ["--true-reward"])
         assert "--true-reward" in job.command
         names.append(job.folder.parts[-3])
     assert names == ["oracle", "sb3-oracle"]
@@ -137,19 +133,19 @@ def test_demonstrations_of_another_format_are_converted_once(tmp_path):
     results = tmp_path / "results"
     config = launch.Config(envs=("Hopper-v4",), seeds=(1, 2), results=results)
     flags = ["--demos", str(source), "--demo-episodes", "1"]
-    jobs = launch.make_jobs(config, flags)
+    jobs = jobs_of(config, flags)
     (converted,) = (results / "demos").iterdir()
     assert {job.args.demos for job in jobs} == {converted}
     tensors = irl.load_demos(converted, 11, 3, episodes=1, subsample=1).tensors
     np.testing.assert_array_equal(tensors["next_obs"], next_obs[:10])
 
     written = converted.stat().st_mtime_ns
-    again = launch.make_jobs(config, ["--demos", str(converted), "--demo-episodes", "1"])
+    again = jobs_of(config, ["--demos", str(converted), "--demo-episodes", "1"])
     assert again[0].args.demos == converted
-    launch.make_jobs(config, flags)
+    jobs_of(config, flags)
     assert converted.stat().st_mtime_ns == written
     np.savez(source, obs=obs + 2, acts=acts, next_obs=next_obs + 2, dones=dones)
-    assert launch.make_jobs(config, flags)[0].args.demos != converted
+    assert jobs_of(config, flags)[0].args.demos != converted
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -162,7 +158,7 @@ def test_a_stopped_launch_continues_and_skips_what_is_finished(launcher, tmp_pat
     process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE)
     while not (second / "metrics.csv").exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)  # as a closed terminal does
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert b"the same command continues" in said
@@ -189,7 +185,7 @@ def test_a_failed_run_is_one_line_with_its_reason_and_its_log(
     code, launcher, monkeypatch, tmp_path, capsys
 ):
     script = f"import os, sys; print('begun'); {code}"
-    monkeypatch.setattr(launch, "program", lambda config, trained: ["-c", script])
+    monkeypatch.setattr(launch, "program", lambda run, trained: ["-c", script])
     assert launcher("--envs", "Hopper-v4", "--seeds", "1") == 1
     (line,) = capsys.readouterr().err.splitlines()
     log = tmp_path / "custom" / "Hopper-v4" / "seed1" / "log.txt"
@@ -197,6 +193,100 @@ def test_a_failed_run_is_one_line_with_its_reason_and_its_log(
     assert ENDINGS[code] in line
     assert str(log) in line
     assert log.exists()
+
+
+def jobs_with(script: str, monkeypatch, results: Path, n: int = 1) -> list[launch.Job]:
+    """Jobs that run `script`, in which FOLDER is the run's."""
+    seeds = tuple(range(1, n + 1))
+    jobs = jobs_of(launch.Config(envs=("Hopper-v4",), seeds=seeds, results=results))
+    for job in jobs:
+        job.command = [sys.executable, "-c", script.replace("FOLDER", repr(str(job.folder)))]
+    return jobs
+
+
+HELD_ONCE = """
+import pathlib, sys
+mark = pathlib.Path(FOLDER, "held")
+held = not mark.exists()
+mark.touch()
+sys.exit(75 if held else 0)
+"""
+
+
+def test_a_run_that_another_process_holds_is_tried_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(launch, "HELD_SECONDS", 0.1)
+    jobs = jobs_with(HELD_ONCE, monkeypatch, tmp_path)
+    assert launch.run_jobs(jobs, launch.Config(results=tmp_path), None)
+    states = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["running", "held", "done"]
+
+
+def test_a_run_without_new_rows_is_named_and_killed_if_asked(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(launch, "QUIET_MINUTES", 0.005)
+    config = launch.Config(results=tmp_path, stall_minutes=0.02)
+    jobs = jobs_with("import time; time.sleep(60)", monkeypatch, tmp_path)
+    start = time.monotonic()
+    assert launch.run_jobs(jobs, config, None)
+    assert 1.2 < time.monotonic() - start < 30
+    assert "Hopper-v4 seed 1: no row for 0 minutes" in capsys.readouterr().out
+    assert jobs[0].state == "failed"
+    assert "no row of metrics for 0.02 minutes, killed" in jobs[0].failure()
+
+
+def test_new_rows_keep_a_run_alive(monkeypatch, tmp_path):
+    script = (
+        "import pathlib, time\n"
+        "for i in range(15):\n"
+        "    text = 'steps\\n' + '1\\n' * i\n"
+        "    pathlib.Path(FOLDER, 'metrics.csv').write_text(text)\n"
+        "    time.sleep(0.2)\n"
+    )
+    config = launch.Config(results=tmp_path, stall_minutes=0.03)  # the run takes 3 s
+    jobs = jobs_with(script, monkeypatch, tmp_path)
+    assert launch.run_jobs(jobs, config, None)
+    assert jobs[0].state == "done"
+    assert jobs[0].metrics["steps"] == "1"
+
+
+def test_only_rows_that_are_written_as_a_run_goes_are_missed():
+    (ours,) = jobs_of(launch.Config(envs=("Hopper-v4",), seeds=(1,)))
+    peer_config = launch.Config(method="imitation-bc", envs=("Hopper-v4",), seeds=(1,))
+    (peer,) = jobs_of(peer_config)
+    for job in (ours, peer):
+        job.state = "running"
+        job.metrics_at = time.monotonic() - 3600
+    launch.advance([ours, peer], launch.Config(), None)
+    assert ours.quiet_minutes == pytest.approx(60, abs=0.1)
+    assert peer.quiet_minutes == 0
+    assert "no row for 60 min" in list(launch.live_table([ours, peer]).columns[1].cells)
+
+
+def test_a_closed_terminal_stops_the_launcher_but_not_under_nohup():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with launch.noting_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with launch.noting_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_long_list_shows_first_what_needs_attention():
+    jobs = jobs_of(launch.Config())
+    jobs[7].state = "failed"
+    jobs[8].state = jobs[6].state = "running"
+    jobs[6].quiet = True
+    table = launch.live_table(jobs, rows=4)
+    first, *others = table.columns[1].cells
+    assert first.startswith("no row for")
+    assert others == ["failed", "running", "waiting"]
+    assert table.caption == "4 of 9 runs: 1 failed, 2 running, 6 waiting"
 
 
 # --------------------------------------------------------------------------------------- run_all.sh

@@ -6,6 +6,7 @@ Reacher is the world of most: its reward, -|fingertip - target| - |a|^2, is a fu
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import custom_irl as irl
 from benchmark.diagnose import __main__ as diagnose
 from benchmark.diagnose import (
+    ambiguity,
     counterfactuals,
     distance,
     labels,
@@ -26,12 +28,11 @@ from benchmark.diagnose import (
     steps,
     subject,
 )
-from benchmark.diagnose.subject import NotApplicable, Steps, Subject
+from benchmark.diagnose.subject import NotApplicable, Subject
+from benchmark.diagnose.table import as_json, number, with_interval
 from benchmark.tables import block_marks
 from demos.expert import play
-from demos.formats import write
-
-CONFIG = irl.config_of(irl.Args(env="Reacher-v4"))
+from demos.formats import Episode, write
 
 
 def true_reward(obs, acts, next_obs):
@@ -54,17 +55,21 @@ REWARDS = {
 }
 
 
-def a_subject(env_id: str = "Reacher-v4", rewards=REWARDS, **fields) -> Subject:
-    result = {"env": env_id, "config": CONFIG, "demos": {"sha256": None}, "dims": [11, 2]}
-    empty = {"folder": None, "metrics": None, "act": None, "nets": {}}
-    return Subject(**empty | {"result": result, "rewards": rewards, "untrained": []} | fields)
+def a_subject(**attributes) -> Subject:
+    """Without a run: what an examination asks of it."""
+    config = irl.config_of(irl.Args())
+    result = {"env": "Reacher-v4", "config": config, "demos": {"sha256": None}}
+    examined = Subject.__new__(Subject)
+    vars(examined).update({"result": result, "seed": 0, "retrain_steps": 0, "rewards": REWARDS})
+    vars(examined).update(attributes)
+    return examined
 
 
 @pytest.fixture(scope="module")
 def reacher() -> Subject:
-    """Its played behaviour: actions between none and wild."""
+    """Its behaviour: actions between none and wild, which make its bank as well."""
     rng = np.random.default_rng(0)
-    env = irl.make_env("Reacher-v4")
+    env = irl.make_env("Reacher-v4", 300)
     scales = {"expert": 0.1, "own policy": 0.0, "still": 0.3, "random": 1.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subject, "PLAYED_STEPS", 600)
@@ -72,18 +77,19 @@ def reacher() -> Subject:
             who: subject.play_steps(env, lambda obs, s=scale: s * rng.uniform(-1, 1, 2), seed)
             for seed, (who, scale) in enumerate(scales.items())
         }
-    examined = a_subject(untrained=[REWARDS["untrained"]], act=lambda obs: np.zeros(2))
-    examined.__dict__["played"] = played
-    return examined
+    bank = [episode for episodes in played.values() for episode in episodes]
+    others = [REWARDS["untrained"]]
+    return a_subject(played=played, bank=bank, act=lambda obs: np.zeros(2), untrained=others)
 
 
 # ------------------------------------------------------------------------------------ examinations
 def test_the_distance_sees_no_potential_and_no_scale_and_tells_the_negation(reacher, monkeypatch):
     monkeypatch.setattr(distance, "TRANSITIONS", 30)
-    played = reacher.played["random"]
-    np.testing.assert_allclose(played.rewards, played.paid(true_reward), rtol=1e-4, atol=1e-5)
+    wild = reacher.played["random"]
+    for true, paid in zip(subject.paid(None, wild), subject.paid(true_reward, wild), strict=True):
+        np.testing.assert_allclose(true, paid, rtol=1e-4, atol=1e-5)
     table = distance.examine(reacher, np.random.default_rng(0))
-    for where in ("expert", "still", "random", "mixed"):
+    for where in ("still", "random", "mixed"):
         assert table.loc["learned", where] < 0.02
         assert table.loc["negated", where] > 0.999
         assert table.loc["constant", where] == pytest.approx(np.sqrt(0.5))
@@ -92,20 +98,9 @@ def test_the_distance_sees_no_potential_and_no_scale_and_tells_the_negation(reac
         assert low <= table.loc["learned", where] <= high
 
 
-def banked(played: dict[str, Steps]) -> list[Steps]:
-    """Episodes of 250 steps, the wilder the worse."""
-    names = ("obs", "acts", "next_obs", "rewards", "terminated", "episode")
-    return [
-        Steps(*(getattr(played_steps, name)[first : first + 250] for name in names))
-        for played_steps in played.values()
-        for first in (0, 250)
-    ]
-
-
 def test_rankings_of_known_rewards(reacher):
     rewards = {**REWARDS, "learned": lambda o, a, n: 3 * true_reward(o, a, n) + 7}
-    examined = replace(reacher, rewards=rewards)
-    examined.__dict__["bank"] = banked(reacher.played)
+    examined = a_subject(bank=reacher.bank, rewards=rewards, untrained=reacher.untrained)
     table = ranking.examine(examined, np.random.default_rng(0))
     for column in ("episodes", "segments"):
         assert table.loc["learned", column] == pytest.approx(1)
@@ -144,17 +139,18 @@ def test_a_stored_state_is_stepped_as_it_was_played(monkeypatch):
     monkeypatch.setattr(subject, "PLAYED_STEPS", 50)
     env = irl.make_env("Hopper-v4")
     env.action_space.seed(0)
-    played = subject.play_steps(env, lambda obs: env.action_space.sample(), seed=1)
-    for t in (3, 20, 40):
-        step = subject.play_from(env, played.states[t], lambda *_, t=t: played.acts[t], 1)
-        # MuJoCo's warm start is not part of the state.
-        np.testing.assert_allclose(step.next_obs[0], played.next_obs[t], atol=1e-3)
-        assert step.rewards[0] == pytest.approx(played.rewards[t], abs=1e-2)
+    for played in subject.play_steps(env, lambda obs: env.action_space.sample(), seed=1):
+        for t in (0, 3, len(played.acts) - 1):
+            step = subject.play_from(env, played.states[t], lambda obs, a=played.acts[t]: a, 1)
+            # MuJoCo's warm start is not part of the state.
+            np.testing.assert_allclose(step.obs[1], played.obs[t + 1], atol=1e-3)
+            assert step.rewards[0] == pytest.approx(played.rewards[t], abs=1e-2)
+            assert step.terminated == (played.terminated and t == len(played.acts) - 1)
 
 
 def test_actions_are_delayed_by_a_step():
-    late = perturbed.delayed(lambda obs: obs, 1)
-    assert [late(np.array([x])).item() for x in (1.0, 2.0, 3.0)] == [0.0, 1.0, 2.0]
+    late = subject.delayed(lambda obs: 10 * obs, 0)
+    assert [late(obs) for obs in (1, 2, 3)] == [0, 10, 20]
 
 
 def test_perturbed_worlds_are_what_they_say():
@@ -167,10 +163,44 @@ def test_perturbed_worlds_are_what_they_say():
 
 
 def test_starts_lie_within_an_episode():
-    n = 30
-    arrays = [np.zeros((n, 1))] * 3 + [np.zeros(n), np.zeros(n, bool), np.repeat([0, 1], 15)]
-    starts = counterfactuals.starts_of(Steps(*arrays), np.random.default_rng(0))
-    assert sorted(starts) == [1, 2, 3, 4, 16, 17, 18, 19]
+    episodes = [Episode(np.zeros((n + 1, 1)), np.zeros((n, 1)), False) for n in (15, 11, 13)]
+    starts = counterfactuals.starts_of(episodes, np.random.default_rng(0))
+    numbers = [(len(episode.acts), t) for episode, t in starts]
+    assert sorted(numbers) == [(13, 1), (13, 2), (15, 1), (15, 2), (15, 3), (15, 4)]
+
+
+def test_counterfactuals_of_a_known_reward(monkeypatch):
+    """The expert always acts alike, and the reward is for acting little."""
+
+    def expert(obs):
+        return np.full(2, 0.2, np.float32)
+
+    monkeypatch.setattr(subject, "PLAYED_STEPS", 100)
+    examined = a_subject(
+        rewards={"learned": lambda o, a, n: -np.square(a).sum(1)},
+        expert=expert,
+        expert_episodes=subject.play_steps(irl.make_env("Reacher-v4"), expert, 0),
+    )
+    table = counterfactuals.examine(examined, np.random.default_rng(0))
+    row = table.loc["learned"].to_dict()
+    assert row.pop("noise 0.5") > 0.95
+    assert row == {
+        "half the speed": 0.5,
+        "negated": 0.5,
+        "a step late": 0.5,
+        "half as strong": 0.0,
+        "nothing": 0.0,
+        "s' half way": 0.5,
+        "s' = s": 0.5,
+        "s' to s": 0.5,
+    }
+    assert np.isfinite(table.loc["true", "nothing"]) and np.isnan(table.loc["true", "s' = s"])
+
+
+def test_progress_alone_sides_with_the_one_that_weighs_it_more(reacher):
+    table = ambiguity.examine(reacher, np.random.default_rng(0))
+    rates = {"negated": 0.0, "constant": 0.5}
+    assert table["sides with A"][list(rates)].to_dict() == rates
 
 
 # -------------------------------------------------------------------------------------- retraining
@@ -199,24 +229,25 @@ def test_fresh_policies_come_from_finished_runs_of_this_reward_and_its_controls(
     leave_run(tmp_path, "g", "sb3-oracle", 2600.0, true_reward=True)
     (tmp_path / "c" / "Hopper-v4" / "seed9").mkdir()  # unfinished
     (tmp_path / "c" / "Hopper-v4" / "seed9" / "origin.json").write_text("{}")
-    table = retraining.examine(a_subject("Hopper-v4", folder=folder), None)
+    examined = a_subject(folder=folder, result={"env": "Hopper-v4"})
+    table = retraining.examine(examined, None)
     expected = {"learned": 2000.0, "true": 3000.0, "constant": 1000.0}
     assert table["loop"].to_dict() == expected
     assert table["sb3"].dropna().to_dict() == {"learned": 2500.0, "true": 2600.0}
     assert "finished runs, 4,096 steps" in table.attrs["note"]
     (folder / "reward_net.pt").write_bytes(b"other weights")
     with pytest.raises(NotApplicable, match="no finished run on this reward"):
-        retraining.examine(a_subject("Hopper-v4", folder=folder), None)
+        retraining.examine(examined, None)
 
 
 def test_without_any_fresh_policies_are_trained(tiny_run, monkeypatch):
     monkeypatch.setattr(retraining, "SEEDS", (5,))
-    monkeypatch.setattr(retraining, "LEARNERS", {})
-    monkeypatch.setattr(retraining, "ProcessPoolExecutor", InThisProcess)
-    examined = subject.load_subject(tiny_run[0], retrain_steps=2048)
+    monkeypatch.setattr(retraining, "LEARNERS", {"loop": retraining.train_loop})
+    monkeypatch.setattr(retraining, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    examined = Subject(tiny_run[0], retrain_steps=2048)
     assert set(examined.nets) == {"learned", "untrained", "constant"}
-    nets = {"learned": examined.nets["learned"]}
-    table = retraining.examine(replace(examined, nets=nets), None)
+    examined.nets = {"learned": examined.nets["learned"]}
+    table = retraining.examine(examined, None)
     args = irl.Args(env="Hopper-v4", seed=5, total_timesteps=2048, true_reward=True)
     irl.seed_everything(5)
     envs = irl.VectorEnv(args)
@@ -227,115 +258,91 @@ def test_without_any_fresh_policies_are_trained(tiny_run, monkeypatch):
     assert table.loc["learned", "loop"] != oracle
 
 
-class InThisProcess:
-    def __init__(self, jobs, mp_context):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    map = staticmethod(map)
-
-
 # ------------------------------------------------------------------------------------------ labels
-def tables_with(**numbers) -> dict:
-    """Tables of a reward without a fault, but for `numbers`."""
-    x = {
-        "above": 0.6,
-        "true_above": 0.6,
-        "spearman": 0.8,
-        "random": 0.5,
-        "distance": 0.3,
-        "fresh": 2400,
-    }
-    x |= numbers
+def column(name: str, margin: float, **values: float) -> dict:
+    rows = {row: with_interval(name, x, x - margin, x + margin) for row, x in values.items()}
+    return {"note": "", "table": rows}
 
-    def row(column: str, value: float, margin: float = 0.02) -> dict:
-        return {column: value, f"{column} low": value - margin, f"{column} high": value + margin}
 
-    above = {"learned": x["above"], "untrained": 0.5, "true": x["true_above"]}
-    spearman = {"learned": x["spearman"], "untrained": x["random"], "constant": 0.0}
-    distances = {"learned": x["distance"], "untrained": 0.6, "constant": 0.5}
-    fresh = {"learned": x["fresh"], "constant": 1000, "untrained": 900, "true": 2500}
-    frames = {
-        "steps": {name: row(steps.ABOVE, value) for name, value in above.items()},
-        "ranking": {name: row("segments", value) for name, value in spearman.items()},
-        "distance": {name: row("mixed", value) for name, value in distances.items()},
-        "retraining": {name: row("loop", value, 100) for name, value in fresh.items()},
+def found_with(
+    above=0.6, truly=0.6, ranking=0.8, untrained=0.5, distance=0.3, fresh=2400, by_true=2500
+) -> dict[str, dict]:
+    """What examinations find of a reward: by default of one without a fault."""
+    return {
+        "steps": column(steps.ABOVE, 0.02, learned=above, untrained=0.5, true=truly),
+        "ranking": column("segments", 0.02, learned=ranking, untrained=untrained, constant=0.0),
+        "distance": column("mixed", 0.02, learned=distance, untrained=0.6, constant=0.5),
+        "retraining": column(
+            "loop", 100, learned=fresh, constant=1000, untrained=900, true=by_true
+        ),
     }
-    return {name: pd.DataFrame.from_dict(rows, orient="index") for name, rows in frames.items()}
 
 
 def run_with(
     learned=(0, 1), true=(0, 3000), returned=3000.0, score=0.8, length=1000, extra=0.0
 ) -> Subject:
     """A Hopper run whose learned and true returns go linearly from one number to the other."""
-    n = 300
-    metrics = pd.DataFrame(
-        {"learned_return": np.linspace(*learned, n), "true_return": np.linspace(*true, n)}
-    )
-    metrics["x"] = extra
-    config = irl.config_of(irl.Args(demo_episodes=3))  # of which nothing is published
+    curves = {"learned_return": np.linspace(*learned, 300), "true_return": np.linspace(*true, 300)}
     deterministic = {"lengths": [length] * 10, "returns": [returned] * 10}
     result = {
         "env": "Hopper-v4",
-        "config": config,
+        "config": irl.config_of(irl.Args(demo_episodes=3)),  # of which nothing is published
         "demos": {"sha256": None},
         "eval_return_mean": returned,
         "normalized_return": score,
         "evaluation": {"deterministic": deterministic},
     }
-    examined = a_subject("Hopper-v4", result=result, metrics=metrics)
-    blank = np.zeros(2000)
-    examined.__dict__["expert_steps"] = Steps(*[blank] * 5, np.repeat([0, 1], 1000))
-    return examined
+    expert = [Episode(np.zeros((1001, 1)), np.zeros((1000, 1)), False)] * 2
+    metrics = pd.DataFrame({**curves, "x": extra})
+    return a_subject(result=result, metrics=metrics, expert_episodes=expert)
 
 
 HEALTHY = run_with()
 
 
 @pytest.mark.parametrize(
-    ("examined", "tables", "expected"),
+    ("examined", "found", "expected"),
     [
-        (HEALTHY, tables_with(), set()),
-        (HEALTHY, tables_with(spearman=0.01), {"survival_only"}),  # a constant has 0
-        (HEALTHY, tables_with(spearman=0.5), {"survival_only"}),  # one untrained network has 0.52
-        (HEALTHY, tables_with(above=0.995, true_above=0.9), {"discriminator_saturated"}),
-        (HEALTHY, tables_with(above=0.3), {"stale_reward"}),
-        (HEALTHY, tables_with(above=0.3, true_above=0.2), set()),  # the policy is the better one
-        (HEALTHY, tables_with(distance=0.49), {"distant_reward"}),  # a constant has 0.5
-        (HEALTHY, tables_with(distance=0.45), set()),
-        (HEALTHY, tables_with(fresh=1700), {"fails_retraining"}),  # half way: 1750
-        (HEALTHY, tables_with(fresh=1800), set()),
-        (run_with(true=(3000, 2000), learned=(0, 9)), tables_with(), {"reward_hacking"}),
+        (HEALTHY, found_with(), set()),
+        (HEALTHY, found_with(ranking=0.01), {"survival_only"}),  # a constant has 0
+        (HEALTHY, found_with(ranking=0.5), {"survival_only"}),  # one untrained network has 0.52
+        (HEALTHY, found_with(above=0.995, truly=0.9), {"discriminator_saturated"}),
+        (HEALTHY, found_with(above=0.3), {"stale_reward"}),
+        (HEALTHY, found_with(above=0.3, truly=0.2), set()),  # the policy is the better one
+        (HEALTHY, found_with(distance=0.49), {"distant_reward"}),  # a constant has 0.5
+        (HEALTHY, found_with(distance=0.45), set()),
+        (HEALTHY, found_with(fresh=1700), {"fails_retraining"}),  # half way: 1750
+        (HEALTHY, found_with(fresh=1800), set()),
+        (run_with(true=(3000, 2000), learned=(0, 9)), found_with(), {"reward_hacking"}),
         (
             run_with(learned=(1, 0), true=(3000, 10), returned=20.0),
-            tables_with(),
+            found_with(),
             {"policy_collapse"},
         ),
-        (run_with(true=(-300, -290), returned=-290.0), tables_with(), set()),  # negative returns
-        (run_with(length=100), tables_with(), {"early_termination"}),
-        (run_with(extra=np.inf), tables_with(), {"non_finite"}),
+        (run_with(true=(-300, -290), returned=-290.0), found_with(), set()),  # negative returns
+        (run_with(length=100), found_with(), {"early_termination"}),
+        (run_with(extra=np.inf), found_with(), {"non_finite"}),
     ],
 )
-def test_each_failure_is_labelled_and_nothing_else(examined, tables, expected):
-    found = labels.judge(examined, tables)
-    assert {label.name for label in found if label.applies} == expected
-    assert {label.name for label in found if label.applies is None} == {"worse_than_bc"}
+def test_each_failure_is_labelled_and_nothing_else(examined, found, expected):
+    judged = labels.judge(examined, found)
+    assert {label["name"] for label in judged if label["applies"]} == expected
+    assert {label["name"] for label in judged if label["applies"] is None} == {"worse_than_bc"}
 
 
 def test_what_cannot_be_compared_is_unknown():
-    tables = {name: NotApplicable("no bank") for name in tables_with()}
-    found = {label.name: label for label in labels.judge(run_with(score=None), tables)}
-    assert found["survival_only"].applies is None and found["survival_only"].evidence == "no bank"
-    assert found["discriminator_saturated"].applies is None
-    learner_without_signal = tables_with()
-    learner_without_signal["retraining"].loc["true"] = 1000.0
-    found = {label.name: label for label in labels.judge(HEALTHY, learner_without_signal)}
-    assert found["fails_retraining"].applies is None
+    def unknown(examined, found) -> dict[str, str]:
+        judged = labels.judge(examined, found)
+        return {x["name"]: x["evidence"] for x in judged if x["applies"] is None}
+
+    without_bank = {name: {"not_applicable": "no bank"} for name in found_with()}
+    reasons = unknown(run_with(score=None), without_bank)
+    assert reasons["survival_only"] == "no bank"
+    assert "normalised" in reasons["discriminator_saturated"]
+    assert "fails_retraining" in unknown(HEALTHY, found_with(by_true=1000))  # no signal
+    short = run_with()
+    short.metrics = pd.DataFrame({"learned_return": [1.0] * 9})
+    assert {"reward_hacking", "policy_collapse"} <= set(unknown(short, found_with()))
 
 
 @pytest.mark.parametrize(("returned", "worse"), [(2930.0, True), (2950.0, False)])
@@ -355,9 +362,10 @@ def test_cloning_of_other_demonstrations_is_no_control(tmp_path):
 def test_a_planted_hack_is_caught():
     """A reward for the speed of one joint, on Hopper's bank."""
     rewards = {**REWARDS, "learned": lambda o, a, n: -np.abs(o[:, -1])}
-    examined = a_subject("Hopper-v4", rewards, untrained=[lambda o, a, n: o.sum(1)])
-    tables = {"ranking": ranking.examine(examined, np.random.default_rng(0))}
-    assert labels.survival_only(examined, tables)[0]
+    others = [lambda o, a, n: o.sum(1)]
+    examined = a_subject(result={"env": "Hopper-v4"}, rewards=rewards, untrained=others)
+    table = ranking.examine(examined, np.random.default_rng(0))
+    assert labels.survival_only(examined, {"ranking": as_json(table)})[0]
 
 
 # ----------------------------------------------------------------------------------------- command
@@ -393,7 +401,7 @@ def test_the_command_leaves_its_files(tiny_run, tmp_path, monkeypatch, capsys, q
         assert f"## {examination['title']}" in text
         assert (folder / f"diagnosis-{name}.png").exists() == ("table" in examination)
         for row, numbers in examination.get("table", {}).items():
-            assert f"| {row} | {outputs.number(next(iter(numbers.values())))}" in text
+            assert f"| {row} | {number(next(iter(numbers.values())))}" in text
     assert "not_applicable" in found["examinations"]["retraining"]
     for label in found["labels"]:
         assert f"| {label['name']} | {outputs.APPLIES[label['applies']]} | " in text
@@ -463,7 +471,7 @@ def test_bad_input_gets_one_line_and_nothing_is_written(tiny_run, tmp_path, monk
 
 
 def test_untrained_networks_see_inputs_as_the_learned_one(tiny_run):
-    examined = subject.load_subject(tiny_run[0])
+    examined = Subject(tiny_run[0])
     learned, untrained = examined.nets["learned"], examined.nets["untrained"]
     torch.testing.assert_close(learned.obs_std, untrained.obs_std)
     assert not torch.equal(learned.critic[0].weight, untrained.critic[0].weight)

@@ -10,8 +10,6 @@ labels compare the learned reward with controls. Written into RUN_DIR: diagnosis
 and a figure for each table. The environment's true reward is used, for evaluation alone.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import tyro
 from tqdm import tqdm
 
 import custom_irl as irl
+from benchmark import runs
 from benchmark.diagnose import (
     ambiguity,
     counterfactuals,
@@ -33,7 +32,8 @@ from benchmark.diagnose import (
     steps,
 )
 from benchmark.diagnose.labels import judge
-from benchmark.diagnose.subject import NotApplicable, Subject, load_subject
+from benchmark.diagnose.subject import NotApplicable, Subject
+from benchmark.diagnose.table import as_json
 from benchmark.runs import command_line
 
 EXAMINATIONS = (steps, ranking, distance, counterfactuals, ambiguity, perturbed, retraining)
@@ -58,20 +58,50 @@ class Config:
 
 
 def diagnose(subject: Subject) -> dict:
-    """Examines a run, writes what was found into its folder, and returns it."""
-    titles = {}
-    tables = {}
+    """Examines a run; what diagnosis.json holds of it."""
+    examinations = {}
     bar = tqdm(EXAMINATIONS, desc=f"examining {subject.folder}", disable=None)
-    for number, examination in enumerate(bar):
-        name = examination.__name__.rpartition(".")[2]
-        titles[name] = examination.TITLE
+    for number, module in enumerate(bar):
+        rng = np.random.default_rng([subject.seed, number])
         try:
-            tables[name] = examination.examine(
-                subject, np.random.default_rng([subject.seed, number])
-            )
+            found = as_json(module.examine(subject, rng))
         except NotApplicable as reason:
-            tables[name] = reason
-    return outputs.write(subject, titles, tables, judge(subject, tables))
+            found = {"not_applicable": str(reason)}
+        name = module.__name__.rpartition(".")[2]
+        examinations[name] = {"title": module.TITLE, **found}
+    result = subject.result
+    keys = ("id", "method", "env", "seed", "steps", "eval_return_mean", "normalized_return")
+    run = {
+        **{key: result.get(key) for key in keys},
+        "variant": runs.variant_of(result["method"], result["config"]),
+        "panel": runs.panel_of(result["config"]),
+    }
+    labels = judge(subject, examinations)
+    return {
+        "schema": outputs.SCHEMA,
+        "folder": str(subject.folder),
+        "run": run,
+        "seed": subject.seed,
+        "examinations": examinations,
+        "labels": labels,
+        "verdict": outputs.verdict(labels),
+    }
+
+
+def diagnose_all(config: Config) -> list[dict]:
+    """Examines each run, leaves what was found in its folder and prints the failures."""
+    retrain_steps = 0 if config.fast else config.retrain_steps
+    subjects = [Subject(f, config.seed, retrain_steps, config.jobs) for f in config.runs]
+    all_found = []
+    for subject in subjects:
+        found = diagnose(subject)
+        outputs.write(subject.folder, found)
+        print(f"{subject.folder}: {found['verdict']}")
+        for label in found["labels"]:
+            if label["applies"]:
+                print(f"  {label['name']}: {label['definition']} {label['evidence']}")
+        all_found.append(found)
+    return all_found
 
 
 def main() -> None:
@@ -79,22 +109,14 @@ def main() -> None:
     torch.set_num_threads(1)
     if not config.runs:
         raise irl.UserError("expected the folder of a finished run")
+    if config.table_only and config.table is None:
+        raise irl.UserError("--table-only: expected --table FILE too")
     if config.table_only:
-        if config.table is None:
-            raise irl.UserError("--table-only: expected --table FILE too")
-        found = [outputs.read_diagnosis(folder) for folder in config.runs]
+        all_found = [outputs.read_diagnosis(folder) for folder in config.runs]
     else:
-        retrain_steps = 0 if config.fast else config.retrain_steps
-        subjects = [load_subject(f, config.seed, retrain_steps, config.jobs) for f in config.runs]
-        found = []
-        for subject in subjects:
-            found.append(diagnose(subject))
-            print(f"{subject.folder}: {found[-1]['verdict']}")
-            for label in found[-1]["labels"]:
-                if label["applies"]:
-                    print(f"  {label['name']}: {label['definition']} {label['evidence']}")
+        all_found = diagnose_all(config)
     if config.table is not None:
-        outputs.write_table(config.table, outputs.overview(found))
+        outputs.write_table(config.table, outputs.overview(all_found))
 
 
 if __name__ == "__main__":

@@ -4,107 +4,97 @@ From the expert's states, what it did next against other actions, where its poli
 environment can be put into a state; and its transitions against some that never happen.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
-from benchmark.diagnose.subject import NotApplicable, Steps, Subject, play_from
+from benchmark.diagnose.subject import (
+    NotApplicable,
+    Subject,
+    delayed,
+    paid,
+    play_from,
+    transitions,
+)
+from benchmark.diagnose.table import frame, prefers
+from benchmark.load import Act
+from demos.formats import Episode
 
 TITLE = "Real steps against counterfactual ones: how often the real one is paid more"
 STARTS = 200
 LENGTH = 10  # steps that are compared
 BEFORE_A_FALL = 20  # steps
 
-
-def prefers(real: np.ndarray, other: np.ndarray) -> float:
-    """How often the real one is paid more; ties count half, NaN where the pay is unknown."""
-    return float((0.5 + 0.5 * np.sign(real - other)).mean())
+Rates = dict[str, dict[str, float]]  # {counterfactual: {reward: how often the real one is above}}
 
 
-def starts_of(steps: Steps, rng: np.random.Generator) -> list[int]:
-    """Rows with one row before them and LENGTH after them in the same episode."""
-    rows = np.arange(1, len(steps) - LENGTH)
-    within = steps.episode[rows - 1] == steps.episode[rows + LENGTH]
-    return rng.permutation(rows[within])[:STARTS].tolist()
+def starts_of(episodes: list[Episode], rng: np.random.Generator) -> list[tuple[Episode, int]]:
+    """Steps with one step before them and LENGTH after them in their episode."""
+    starts = [(e, t) for e in episodes for t in range(1, len(e.acts) - LENGTH)]
+    return [starts[i] for i in rng.permutation(len(starts))[:STARTS]]
 
 
-def other_actions(subject: Subject, rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """{alternative: {reward: how often the expert's own next steps are paid more}}."""
+def other_actions(subject: Subject, rng: np.random.Generator) -> Rates:
+    """Sums over LENGTH steps."""
     act = subject.expert
     if act is None:
         raise NotApplicable("the expert's policy is not known")
     env = subject.make_state_env()
-    steps = subject.expert_steps
     space = env.action_space
 
-    def noisy(start: int) -> Callable:
-        noise = rng.normal(0, 0.5, (LENGTH, *space.shape))
-        return lambda t, obs: (act(obs) + noise[t]).clip(space.low, space.high)
+    def scaled(factor: float) -> Act:
+        return lambda obs: factor * act(obs)
 
-    def delayed(start: int) -> Callable:
-        planned = [steps.acts[start - 1]]
+    def noisy() -> Act:
+        noise = iter(rng.normal(0, 0.5, (LENGTH, *space.shape)))
+        return lambda obs: (act(obs) + next(noise)).clip(space.low, space.high)
 
-        def choose(t: int, obs: np.ndarray) -> np.ndarray:
-            planned.append(act(obs))
-            return planned[t]
-
-        return choose
-
-    def scaled(factor: float) -> Callable:
-        return lambda start: lambda t, obs: factor * act(obs)
-
-    def slowed(start: int):
-        qpos, qvel = steps.states[start]
-        return qpos, 0.5 * qvel
-
-    def as_it_was(start: int):
-        return steps.states[start]
-
-    alternatives = {  # the state it starts from, what it does
-        "real": (as_it_was, scaled(1.0)),
-        "half the speed": (slowed, scaled(1.0)),
-        "noise 0.5": (as_it_was, noisy),
-        "negated": (as_it_was, scaled(-1.0)),
-        "a step late": (as_it_was, delayed),
-        "half as strong": (as_it_was, scaled(0.5)),
-        "nothing": (as_it_was, scaled(0.0)),
+    alternatives = {  # what it does after the action before, and by what its velocity is multiplied
+        "real": (lambda before: act, 1.0),
+        "half the speed": (lambda before: act, 0.5),
+        "noise 0.5": (lambda before: noisy(), 1.0),
+        "negated": (lambda before: scaled(-1.0), 1.0),
+        "a step late": (lambda before: delayed(act, before), 1.0),
+        "half as strong": (lambda before: scaled(0.5), 1.0),
+        "nothing": (lambda before: scaled(0.0), 1.0),
     }
-    starts = starts_of(steps, rng)
+    starts = starts_of(subject.expert_episodes, rng)
     sums = {}
-    for name, (state, make) in alternatives.items():
-        played = [play_from(env, state(t), make(t), LENGTH) for t in starts]
-        sums[name] = {"true": np.array([steps.rewards.sum() for steps in played])}
-        for r, f in subject.rewards.items():
-            sums[name][r] = np.array([steps.paid(f).sum() for steps in played])
+    for name, (make_act, speed) in alternatives.items():
+        played = []
+        for episode, t in starts:
+            qpos, qvel = episode.states[t]
+            other = make_act(episode.acts[t - 1])
+            played.append(play_from(env, (qpos, speed * qvel), other, LENGTH))
+        sums[name] = {
+            r: np.array([x.sum() for x in paid(reward, played)])
+            for r, reward in {"true": None, **subject.rewards}.items()
+        }
     real = sums.pop("real")
     return {name: {r: prefers(real[r], other[r]) for r in other} for name, other in sums.items()}
 
 
-def other_transitions(subject: Subject, rng: np.random.Generator) -> dict[str, dict[str, float]]:
+def other_transitions(subject: Subject, rng: np.random.Generator) -> Rates:
     """The expert's transitions against some that never happen and against those before a fall.
 
     The true reward has no opinion on what never happens.
     """
-    e = subject.expert_steps
+    obs, acts, next_obs = real = transitions(subject.expert_episodes)
     others = {
-        "s' half way": (e.obs, e.acts, e.obs + 0.5 * (e.next_obs - e.obs)),
-        "s' = s": (e.obs, e.acts, e.obs),
-        "s' to s": (e.next_obs, e.acts, e.obs),
+        "s' half way": (obs, acts, obs + 0.5 * (next_obs - obs)),
+        "s' = s": (obs, acts, obs),
+        "s' to s": (next_obs, acts, obs),
     }
     try:
-        falls = [steps for steps in subject.bank if steps.terminated[-1]]
+        falls = [episode for episode in subject.bank if episode.terminated]
     except NotApplicable:
         falls = []
     if falls:
-        keys = ("obs", "acts", "next_obs")
-        last = [np.concatenate([getattr(x, k)[-BEFORE_A_FALL:] for x in falls]) for k in keys]
-        rows = rng.integers(len(last[0]), size=len(e))
+        n = BEFORE_A_FALL
+        last = transitions([Episode(e.obs[-n - 1 :], e.acts[-n:], True) for e in falls])
+        rows = rng.integers(len(last[0]), size=len(obs))
         others["before a fall"] = tuple(x[rows] for x in last)
     return {
-        name: {r: prefers(e.paid(f), f(*batch)) for r, f in subject.rewards.items()}
+        name: {r: prefers(reward(*real), reward(*batch)) for r, reward in subject.rewards.items()}
         for name, batch in others.items()
     }
 
@@ -117,6 +107,4 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
         rates = other_actions(subject, rng) | rates
     except NotApplicable as reason:
         note = f"Other actions are not applicable: {reason}"
-    table = pd.DataFrame(rates)
-    table.attrs["note"] = note
-    return table
+    return frame(rates, note).T

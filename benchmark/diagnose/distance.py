@@ -10,13 +10,13 @@ that V is of is free: the run's own takes the place of an unknown expert's. Envi
 are deterministic, so one rollout gives V.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
-from benchmark.diagnose.subject import Steps, Subject, play_from
+from benchmark.diagnose.subject import Subject, paid, play_from, state_of
+from benchmark.diagnose.table import bootstrapped, frame, median_and_range
 from benchmark.load import Reward
+from demos.formats import Episode
 
 TITLE = "Distance to the true reward"
 GAMMA = 0.99
@@ -27,31 +27,22 @@ RESAMPLES = 500
 UNRELATED = np.sqrt(0.5)  # the distance of rewards that have nothing in common
 
 
-def discounted_sum(paid: np.ndarray, terminated: bool) -> float:
-    discount = GAMMA ** np.arange(len(paid))
-    rest = 0.0 if terminated else GAMMA ** len(paid) / (1 - GAMMA) * paid[-TAIL:].mean()
-    return float(discount @ paid + rest)
-
-
-def paid_each(reward: Reward | None, rollouts: list[Steps]) -> list[np.ndarray]:
-    """The rewards of each rollout; the environment's own if `reward` is None."""
-    if reward is None:
-        return [steps.rewards for steps in rollouts]
-    keys = ("obs", "acts", "next_obs")
-    arrays = [np.concatenate([getattr(steps, key) for steps in rollouts]) for key in keys]
-    return np.split(reward(*arrays), np.cumsum([len(steps) for steps in rollouts])[:-1])
+def values(reward: Reward | None, rollouts: list[Episode]) -> np.ndarray:
+    """(n,) the discounted sum of each rollout's rewards."""
+    sums = []
+    for x, rollout in zip(paid(reward, rollouts), rollouts):
+        rest = 0.0 if rollout.terminated else GAMMA ** len(x) / (1 - GAMMA) * x[-TAIL:].mean()
+        sums.append(GAMMA ** np.arange(len(x)) @ x + rest)
+    return np.array(sums)
 
 
 def canonical(
-    reward: Reward | None, taken: list[Steps], before: list[Steps], after: list[Steps]
+    reward: Reward | None, taken: list[Episode], before: list[Episode], after: list[Episode]
 ) -> np.ndarray:
-    """c of the transitions `taken`, whose states before and after were rolled out; (n,)."""
-    value, next_value = (
-        np.array([discounted_sum(x, s.terminated[-1]) for x, s in zip(paid_each(reward, r), r)])
-        for r in (before, after)
-    )
-    alive = np.array([not steps.terminated[-1] for steps in taken])
-    c = np.concatenate(paid_each(reward, taken)) + GAMMA * alive * next_value - value
+    """c of the one-step episodes `taken`, whose states before and after were rolled out; (n,)."""
+    value = values(reward, before)
+    alive = np.array([not step.terminated for step in taken])
+    c = np.concatenate(paid(reward, taken)) + GAMMA * alive * values(reward, after) - value
     return np.where(np.abs(c) > 1e-6 * np.abs(value).max(), c, 0.0)  # the last bits of V are noise
 
 
@@ -64,38 +55,37 @@ def cosine_distance(x: np.ndarray, y: np.ndarray) -> float:
 def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     """On the transitions of each behaviour but that of V's policy, and of all ("mixed").
 
-    Intervals: 95 %, bootstrap over the transitions. The row "untrained": median and range of
-    networks with other random weights.
+    Intervals: bootstrap over the transitions. The row "untrained": median and range of networks
+    with other random weights.
     """
     env = subject.make_state_env()
     leveller = "own policy" if subject.expert is None else "expert"
     act = subject.expert or subject.act
-    played = {who: s for who, s in subject.played.items() if len(s.states) and who != leveller}
+    behaviours = [who for who in subject.played if who not in ("expert", leveller)]
+    starts = []
     taken = []
-    for steps in played.values():
+    ends = []
+    for who in behaviours:
+        steps = [step for e in subject.played[who] for step in zip(e.states, e.acts)]
         for t in rng.choice(len(steps), TRANSITIONS, replace=False):
-            taken.append(play_from(env, steps.states[t], lambda _, obs, a=steps.acts[t]: a, 1))
-    before, after = (
-        [play_from(env, steps.states[k], lambda _, obs: act(obs), HORIZON) for steps in taken]
-        for k in (0, 1)
-    )
-    who = np.repeat(list(played), TRANSITIONS)
+            state, action = steps[t]
+            starts.append(state)
+            taken.append(play_from(env, state, lambda obs, action=action: action, 1))
+            ends.append(state_of(env))
+    before, after = ([play_from(env, s, act, HORIZON) for s in each] for each in (starts, ends))
     true = canonical(None, taken, before, after)
     others = [canonical(reward, taken, before, after) for reward in subject.untrained]
+    who = np.repeat(behaviours, TRANSITIONS)
     table = {}
     for name, reward in subject.rewards.items():
         c = canonical(reward, taken, before, after)
         table[name] = {}
-        for where in [*played, "mixed"]:
+        for where in [*behaviours, "mixed"]:
             rows = np.flatnonzero((who == where) | (where == "mixed"))
             resamples = rows[rng.integers(len(rows), size=(RESAMPLES, len(rows)))]
-            drawn = [cosine_distance(c[k], true[k]) for k in resamples]
-            low, high = np.quantile(drawn, (0.025, 0.975))
-            distance = cosine_distance(c[rows], true[rows])
+            resampled = [cosine_distance(c[k], true[k]) for k in resamples]
+            table[name] |= bootstrapped(where, cosine_distance(c[rows], true[rows]), resampled)
             if name == "untrained":
-                drawn = [cosine_distance(x[rows], true[rows]) for x in others]
-                low, distance, high = np.quantile(drawn, (0, 0.5, 1))
-            table[name] |= {where: distance, f"{where} low": low, f"{where} high": high}
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    frame.attrs["note"] = f"V is of the policy: {leveller}"
-    return frame
+                distances = [cosine_distance(x[rows], true[rows]) for x in others]
+                table[name] |= median_and_range(where, distances)
+    return frame(table, f"V is of the policy: {leveller}")

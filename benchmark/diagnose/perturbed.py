@@ -1,12 +1,13 @@
 """The trained policy where the world differs from the one it was trained in, beside the expert."""
 
-from __future__ import annotations
+from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
 import pandas as pd
 
-from benchmark.diagnose.subject import Subject, has_states
+from benchmark.diagnose.subject import Subject, delayed, has_states, transitions
+from benchmark.diagnose.table import frame
 from benchmark.load import Act
 from custom_irl import seeds_for
 from demos.expert import play
@@ -28,25 +29,10 @@ def perturb(env: gym.Env, what: str, factor: float) -> None:
         array[:] *= factor
 
 
-def noisy(act: Act, scale: np.ndarray, rng: np.random.Generator) -> Act:
-    return lambda obs: act(obs + rng.normal(0, 1, obs.shape) * scale)
-
-
-def delayed(act: Act, action_dim: int) -> Act:
-    """Each action a step late; the first is zero."""
-    planned = [np.zeros(action_dim, np.float32)]
-
-    def choose(obs: np.ndarray) -> np.ndarray:
-        planned.append(act(obs))
-        return planned.pop(0)
-
-    return choose
-
-
-def mean_return(env: gym.Env, act: Act, seed: int, wrap=lambda act: act) -> float:
-    """Over EPISODES episodes, `act` wrapped anew for each."""
+def mean_return(env: gym.Env, act: Act, change: Callable[[Act], Act], seed: int) -> float:
+    """Over EPISODES episodes, `act` changed anew for each."""
     seeds = seeds_for(seed, purpose=2, n=EPISODES)
-    return float(np.mean([play(env, wrap(act), each).rewards.sum() for each in seeds]))
+    return float(np.mean([play(env, change(act), each).rewards.sum() for each in seeds]))
 
 
 def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
@@ -54,16 +40,19 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     if subject.expert is not None:
         actors["expert"] = subject.expert
     env = subject.make_env()
-    scale = OBS_NOISE * np.concatenate([s.obs for s in subject.played.values()]).std(0)
-    action_dim = env.action_space.shape[0]
-    wrappers = {
-        "as trained": lambda act: act,
-        f"observation noise {OBS_NOISE:g}": lambda act: noisy(act, scale, rng),
-        "actions a step late": lambda act: delayed(act, action_dim),
-    }
-    table = {
-        name: {who: mean_return(env, act, subject.seed, wrap) for who, act in actors.items()}
-        for name, wrap in wrappers.items()
+    scale = OBS_NOISE * np.concatenate([transitions(x)[0] for x in subject.played.values()]).std(0)
+    nothing = np.zeros(env.action_space.shape, np.float32)
+
+    def noisy(act: Act) -> Act:
+        return lambda obs: act(obs + rng.normal(0, 1, obs.shape) * scale)
+
+    def same(act: Act) -> Act:
+        return act
+
+    worlds = {  # an environment, and how an actor's policy is changed in it
+        "as trained": (env, same),
+        f"observation noise {OBS_NOISE:g}": (env, noisy),
+        "actions a step late": (env, lambda act: delayed(act, nothing)),
     }
     note = ""
     if has_states(env):
@@ -71,12 +60,11 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
             for factor in FACTORS:
                 world = subject.make_env()
                 perturb(world, what, factor)
-                returns = {
-                    who: mean_return(world, act, subject.seed) for who, act in actors.items()
-                }
-                table[f"{what} {factor:g}"] = returns
+                worlds[f"{what} {factor:g}"] = (world, same)
     else:
         note = f"{subject.env_id} is not of MuJoCo: its bodies stay as they are"
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    frame.attrs["note"] = note
-    return frame
+    table = {
+        name: {who: mean_return(world, act, change, subject.seed) for who, act in actors.items()}
+        for name, (world, change) in worlds.items()
+    }
+    return frame(table, note)

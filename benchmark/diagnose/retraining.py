@@ -5,11 +5,11 @@ Otherwise trained here, by the benchmark's own loop and by each learner of bench
 weak learner is not a weak reward: compare each learner with itself on the true reward.
 """
 
-from __future__ import annotations
-
 import multiprocessing
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +20,41 @@ from tqdm import tqdm
 
 import custom_irl as irl
 from baselines.frozen import Frozen
-from benchmark import runs
+from benchmark import retrain, runs
 from benchmark.diagnose.subject import NotApplicable, Subject
-from benchmark.retrain import LEARNERS
+from benchmark.diagnose.table import frame, with_interval
 
 TITLE = "True return of fresh policies"
-LOOP = "loop"  # the learner that is the benchmark's own PPO
 SEEDS = (101, 102)  # added to the examination's seed
 CONTROL_METHODS = {"oracle": "true", "constant": "constant", "untrained": "untrained"}
 # Flags that do not change how a fresh policy is trained on a frozen reward.
 IRRELEVANT = ("seed", "demos", "demo_episodes", "demo_subsample", "no_policy_access", "true_reward")
 
-Returns = dict[str, dict[str, list[float]]]  # {learner: {reward: a mean true return per run}}
+Returns = dict[tuple[str, str], list[float]]  # (learner, reward): a mean true return per run
+
+
+def train_loop(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
+    """By the benchmark's own PPO, on the true reward if `reward_net` is None."""
+    envs = irl.VectorEnv(args)
+    training = irl.start_training(lambda *dims: reward_net, Frozen, args, envs, None)
+    irl.train(training, envs, args, "loop")
+    return training
+
+
+LEARNERS = {"loop": train_loop, **retrain.LEARNERS}
 
 
 # ----------------------------------------------------------------------------------- finished runs
-def results_folder(subject: Subject) -> Path | None:
-    """RESULTS, if the run lies in RESULTS/NAME/ENV/seedN."""
-    folder = subject.folder.resolve()
-    env = Path(subject.env_id)
-    if folder.parts[-1 - len(env.parts) : -1] != env.parts:
-        return None
-    return folder.parents[len(env.parts) + 1]
-
-
 def settings_of(result: dict) -> dict:
     return {key: value for key, value in result["config"].items() if key not in IRRELEVANT}
 
 
 def finished_runs(subject: Subject) -> tuple[Returns, int]:
     """Those on this run's reward and on the controls that were trained alike; their steps."""
-    results = results_folder(subject)
-    if results is None:
+    env_folder = subject.folder.resolve().parent  # RESULTS/NAME/ENV, or there are no others
+    if not env_folder.match(subject.env_id):
         return {}, 0
+    results = Path(*env_folder.parts[: -1 - len(Path(subject.env_id).parts)])
     digest = irl.sha256(subject.folder / "reward_net.pt")
     found = []  # (learner, reward, result)
     for path in sorted(results.glob(f"*/{subject.env_id}/seed*/origin.json")):
@@ -62,7 +64,7 @@ def finished_runs(subject: Subject) -> tuple[Returns, int]:
         except (irl.UserError, KeyError):  # unfinished, or of another version
             continue
         prefix, _, rest = result["method"].partition("-")
-        learner, method = (prefix, rest) if prefix in LEARNERS else (LOOP, result["method"])
+        learner, method = (prefix, rest) if prefix in LEARNERS else ("loop", result["method"])
         reward = CONTROL_METHODS.get(method.removesuffix("-frozen"))
         if frozen == digest:
             reward = "learned"
@@ -72,55 +74,44 @@ def finished_runs(subject: Subject) -> tuple[Returns, int]:
     if not on_learned:
         return {}, 0
     longest = max(on_learned, key=lambda result: result["steps"])
-    returns = {}
+    returns = defaultdict(list)
     for learner, reward, result in found:
         if settings_of(result) == settings_of(longest):
-            of_learner = returns.setdefault(learner, {})
-            of_learner.setdefault(reward, []).append(result["eval_return_mean"])
-    return {learner: x for learner, x in returns.items() if "learned" in x}, longest["steps"]
+            returns[learner, reward].append(result["eval_return_mean"])
+    return {key: x for key, x in returns.items() if (key[0], "learned") in returns}, longest[
+        "steps"
+    ]
 
 
 # ---------------------------------------------------------------------------------- fresh policies
-@dataclass(frozen=True)
-class Job:
-    reward: str  # of the run's `nets`, or "true"
-    net: nn.Module | None  # None: "true"
-    learner: str
-    args: irl.Args
-
-
-def train(job: Job) -> float:
+def train_one(
+    args: irl.Args, nets: dict[str, nn.Module | None], learner: str, reward: str, seed: int
+) -> float:
     """The mean true return of a fresh policy over ten deterministic episodes."""
     torch.set_num_threads(1)
-    irl.seed_everything(job.args.seed)
-    if job.learner == LOOP:
-        envs = irl.VectorEnv(job.args)
-        training = irl.start_training(lambda *dims: job.net, Frozen, job.args, envs, None)
-        irl.train(training, envs, job.args, job.reward)
-    else:
-        training = LEARNERS[job.learner](job.args, job.net)
-    return irl.evaluate(training.policy, job.args, irl.EVAL_EPISODES, deterministic=True)["mean"]
+    irl.seed_everything(seed)
+    args = replace(args, seed=seed, true_reward=nets[reward] is None)
+    policy = LEARNERS[learner](args, nets[reward]).policy
+    return irl.evaluate(policy, args, irl.EVAL_EPISODES, deterministic=True)["mean"]
 
 
 def train_fresh(subject: Subject) -> tuple[Returns, int]:
-    """Two seeds on each reward."""
+    """Two seeds on each reward; their steps."""
     args = irl.Args(
         env=subject.env_id,
         total_timesteps=subject.retrain_steps,
         max_episode_steps=subject.result["config"]["max_episode_steps"],
     )
-    jobs = [
-        Job(reward, net, learner, replace(args, seed=subject.seed + seed, true_reward=net is None))
-        for learner in (LOOP, *LEARNERS)
-        for reward, net in {**subject.nets, "true": None}.items()
-        for seed in SEEDS
-    ]
+    nets = {**subject.nets, "true": None}
+    seeds = [subject.seed + seed for seed in SEEDS]
+    jobs = [(learner, reward, seed) for learner in LEARNERS for reward in nets for seed in seeds]
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's state
     with ProcessPoolExecutor(subject.jobs, mp_context=spawn) as pool:
-        means = list(tqdm(pool.map(train, jobs), total=len(jobs), desc="training", disable=None))
-    returns = {}
-    for job, mean in zip(jobs, means):
-        returns.setdefault(job.learner, {}).setdefault(job.reward, []).append(mean)
+        means = pool.map(partial(train_one, args, nets), *zip(*jobs))
+        means = list(tqdm(means, total=len(jobs), desc="training", disable=None))
+    returns = defaultdict(list)
+    for (learner, reward, _), mean in zip(jobs, means):
+        returns[learner, reward].append(mean)
     return returns, subject.retrain_steps
 
 
@@ -133,15 +124,10 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
         returns, steps = train_fresh(subject)
     if not returns:
         raise NotApplicable("no finished run on this reward is there, and none was to be trained")
-    table = {}
-    for learner, by_reward in returns.items():
-        for reward, x in by_reward.items():
-            row = {learner: np.mean(x), f"{learner} low": min(x), f"{learner} high": max(x)}
-            table.setdefault(reward, {}).update(row)
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    counts = [
-        f"{learner}: " + ", ".join(f"{reward} {len(x)}" for reward, x in by_reward.items())
-        for learner, by_reward in returns.items()
-    ]
-    frame.attrs["note"] = f"{source}, {steps:,} steps each; runs of {'; '.join(counts)}"
-    return frame
+    table = defaultdict(dict)
+    counts = defaultdict(list)
+    for (learner, reward), x in returns.items():
+        table[reward] |= with_interval(learner, np.mean(x), min(x), max(x))
+        counts[learner].append(f"{reward} {len(x)}")
+    runs_of = "; ".join(f"{learner}: {', '.join(texts)}" for learner, texts in counts.items())
+    return frame(table, f"{source}, {steps:,} steps each; runs of {runs_of}")
