@@ -88,7 +88,7 @@ class Worker:
         flags: tuple[str, ...] = (),
     ):
         self.folder = folder
-        self.errors = tempfile.TemporaryFile("w+")  # of both processes
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (of both processes)
         self.seen = mmap.mmap(-1, mmap.PAGESIZE)
         sys.stdout.flush()
         self.pid = os.fork()
@@ -550,7 +550,7 @@ def cost(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
     """Bytes and seconds of the checkpoints of a run of full length on HalfCheetah.
 
     The method's objects with a replay that grows by random rows to 999,424, at the speed of the
-    published runs and with their checkpoints: after 60 seconds, or 100 times what the last one cost.
+    published runs: checkpoints after 60 seconds, or 100 times what the last one cost.
     """
     frame = pd.read_csv(runs.PUBLISHED / "results.csv")
     columns = {"method": "custom", "variant": "full", "panel": "dense", "env": "HalfCheetah-v4"}
