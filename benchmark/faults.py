@@ -272,12 +272,11 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------------------- parts
-def kill(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
+def kill(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) -> dict:
     """SIGKILL: half of them after a random time, half before a random file operation.
 
     A resumed run is killed again with probability 1/2.
     """
-    whole = Whole(scratch)
     phases = Counter()
     found = []
     with tqdm(total=config.kills, desc="kill -9", disable=None) as bar:
@@ -341,9 +340,8 @@ class SmallDisk:
             subprocess.run(["umount", str(self.folder)], check=True)
 
 
-def disk(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
+def disk(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) -> dict:
     """The disk gets full before a random file operation, but for up to 4 MB; then there is room."""
-    whole = Whole(scratch)
     small = SmallDisk(scratch / "disk")
     phases = Counter()
     found = []
@@ -375,9 +373,8 @@ def disk(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
     }
 
 
-def folder(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
+def folder(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) -> dict:
     """Two workers on one folder; one that hangs; a lock that another host left."""
-    whole = Whole(scratch)
     found = []
     for i in tqdm(range(config.repeats), desc="two on one folder", disable=None):
         shared = scratch / f"pair{i}" / "run"
@@ -398,7 +395,7 @@ def folder(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
     found += one_line(second, second.wait(), runs.TRY_LATER, f"process {worker.pid} on host")
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
-    (hung / runs.LOCK).write_text("elsewhere 1 another-boot\n")
+    (hung / runs.LOCK).write_text("elsewhere 1 another-boot - 0\n")
     before = contents(hung)
     third = Worker(hung)
     found += one_line(third, third.wait(), 1, "process 1 on host elsewhere", "remove")
@@ -408,9 +405,8 @@ def folder(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
     return {"pairs": config.repeats, "problems": found}
 
 
-def signals(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
+def signals(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) -> dict:
     """SIGTERM, SIGINT and SIGHUP after a random time; a clock that jumps back all the time."""
-    whole = Whole(scratch)
     found = []
     counts = Counter()
     for i in tqdm(range(3 * config.repeats), desc="signals", disable=None):
@@ -444,9 +440,8 @@ def turn_clock_back() -> None:
     time.time = earlier
 
 
-def checkpoints(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
+def checkpoints(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) -> dict:
     """Checkpoints that must not be read: one line, and no file changes."""
-    whole = Whole(scratch)
     stopped = scratch / "stopped" / "run"
     worker = Worker(stopped)
     worker.wait_for("writing a checkpoint")
@@ -511,7 +506,7 @@ DAMAGE = {
 }
 
 
-def launcher(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
+def launcher(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) -> dict:
     """SIGKILL of a launcher, whose run goes on; two more launchers beside it; one afterwards."""
     results = scratch / "results"
     words = [sys.executable, "-m", "benchmark.launch", "--envs", "Hopper-v4", "--seeds", "1"]
@@ -546,7 +541,7 @@ def launcher(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
     return {"launchers": 4, "held": held, "problems": found}
 
 
-def cost(config: Config, scratch: Path, rng: np.random.Generator) -> dict:
+def cost(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) -> dict:
     """Bytes and seconds of the checkpoints of a run of full length on HalfCheetah.
 
     The method's objects with a replay that grows by random rows to 999,424, at the speed of the
@@ -608,14 +603,17 @@ def measure(config: Config) -> dict:
     figures = runs.read_json(config.out) if config.out.exists() else {}
     torch.set_num_threads(1)
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports what forks need not, then
-    for name in config.only or PARTS:
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Whole(Path(folder))
+        for name in config.only or PARTS:
+            start = time.monotonic()
+            scratch = Path(folder) / name
+            scratch.mkdir()
             rng = np.random.default_rng([config.seed, *name.encode()])
-            part = PARTS[name](config, Path(scratch), rng)
-        seconds = round(time.monotonic() - start)
-        figures[name] = {**part, "seed": config.seed, "seconds": seconds}
-        irl.write_text(config.out, json.dumps(figures, indent=2) + "\n")
+            part = PARTS[name](config, whole, scratch, rng)
+            seconds = round(time.monotonic() - start)
+            figures[name] = {**part, "seed": config.seed, "seconds": seconds}
+            irl.write_text(config.out, json.dumps(figures, indent=2) + "\n")
     return figures
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -150,14 +150,47 @@ class Held(irl.UserError):
     """Another process trains in the folder."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder, as its lock says; "-" for what there is not."""
+
+    host: str = "-"
+    pid: str = "-"
+    boot: str = "-"  # one for each start of a machine; the containers on it share it
+    job: str = "-"  # Slurm's
+    restarts: str = "0"  # of that job
+
+    @classmethod
+    def of_this_process(cls) -> Holder:
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        job, restarts = (os.environ.get(f"SLURM_{x}") for x in ("JOB_ID", "RESTART_COUNT"))
+        boot_id = boot.read_text().strip() if boot.exists() else "-"
+        return cls(socket.gethostname(), str(os.getpid()), boot_id, job or "-", restarts or "0")
+
+    @classmethod
+    def parse(cls, text: str) -> Holder:
+        words = text.split()
+        return cls(*words) if len(words) == len(fields(cls)) else cls()
+
+    @property
+    def name(self) -> str:
+        return f"process {self.pid} on host {self.host}"
+
+    def is_gone_for(self, other: Holder) -> bool:
+        """Whether it has certainly ended, now that `other` has got the kernel's lock."""
+        same_machine = self.host in ("-", other.host) or self.boot == other.boot != "-"
+        requeued = self.job == other.job != "-" and self.restarts != other.restarts
+        return same_machine or requeued
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps `folder` for this process until the end of the block.
 
-    The kernel holds the lock and releases it when a process dies, however it dies. NFS since Linux
-    2.6.12 and Lustre mounted with `flock` do so across hosts. Elsewhere a lock may be seen on its
-    own host alone; therefore the file also names host, process and boot, is emptied at the end, and
-    is respected if another host left it filled.
+    The kernel holds the lock and releases it when the process dies, however it dies. NFS since
+    Linux 2.6.12 and Lustre mounted with `flock` do so across hosts; elsewhere a lock may be seen on
+    its own host alone. Therefore the file also says who holds it and is emptied at the end, and one
+    that another host left filled is respected, unless Slurm has started that very job again.
 
     Raises:
         Held: if another process holds it.
@@ -179,15 +212,16 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{path}: cannot be locked ({error.strerror}); {expected}"
             ) from None
         lock.seek(0)
-        host, pid, boot = (lock.read().decode(errors="replace").split() + [""] * 3)[:3]
+        there = Holder.parse(lock.read().decode(errors="replace"))
         if not free:
-            raise Held(f"{folder}: held by process {pid} on host {host}, which trains in it")
-        if host and socket.gethostname() != host and boot_id() != boot:
-            left = f"process {pid} on host {host} did not end properly, or still trains in it"
+            raise Held(f"{folder}: held by {there.name}, which trains in it")
+        here = Holder.of_this_process()
+        if not there.is_gone_for(here):
+            left = f"{there.name} did not end properly, or still trains in it"
             raise irl.UserError(f"{folder}: {left}; once it is gone remove {path}")
         lock.truncate(0)
         try:
-            lock.write(f"{socket.gethostname()} {os.getpid()} {boot_id()}\n".encode())
+            lock.write(f"{' '.join(astuple(here))}\n".encode())
         except OSError as error:
             error.filename = str(path)
             raise
@@ -195,12 +229,6 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.truncate(0)
-
-
-def boot_id() -> str:
-    """One for each start of a machine; containers on it have the same."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else socket.gethostname()
 
 
 def remove_checkpoint(folder: Path) -> None:
