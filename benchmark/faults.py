@@ -454,7 +454,9 @@ def checkpoints(config: Config, whole: Whole, scratch: Path, rng: np.random.Gene
         shutil.copytree(stopped, copy)
         change(copy)
         before = contents(copy)
-        worker = Worker(copy, prepare=no_key if name == "another user's" else None, flags=flags)
+        worker = Worker(
+            copy, prepare=no_key if name == "another user's signature" else None, flags=flags
+        )
         found += one_line(worker, worker.wait(), 1, str(copy))
         found += [] if contents(copy) == before else [f"{name}: files changed"]
         said[name] = worker.said()[-1].replace(str(copy), "RUN")
@@ -494,14 +496,14 @@ def swap_piece(copy: Path) -> None:
 
 
 DAMAGE = {
-    "a truncated checkpoint.json": (truncate(runs.CHECKPOINT), ()),
-    "a truncated piece": (truncate(f"{runs.PIECES}/*"), ()),
+    "checkpoint.json truncated": (truncate(runs.CHECKPOINT), ()),
+    "a piece truncated": (truncate(f"{runs.PIECES}/*"), ()),
     "a piece missing": (lambda copy: min((copy / runs.PIECES).iterdir()).unlink(), ()),
     "another version": (edit_head(schema=0), ()),
     "another configuration": (edit_head(identity={}), ()),
     "other flags": (lambda copy: None, ("--irl-lr", "0.001")),
-    "an edited checkpoint.json": (swap_piece, ()),
-    "another user's": (lambda copy: None, ()),
+    "checkpoint.json edited": (swap_piece, ()),
+    "another user's signature": (lambda copy: None, ()),
     "no origin.json": (lambda copy: (copy / "origin.json").unlink(), ()),
 }
 
@@ -623,6 +625,8 @@ def block(figures: dict) -> str:
     signals, launcher, cost = (figures[name] for name in ("signals", "launcher", "cost"))
     names = ", ".join(f"{name} {n}" for name, n in signals["signals"].items())
     equal = "resumed, equal to a whole run"
+    refused = figures["checkpoints"]["refused"]
+    listed = ", ".join(refused)
     rows = [
         ["`kill -9` at a random time or file operation", f"{kill['kills']}", equal],
         [
@@ -636,7 +640,7 @@ def block(figures: dict) -> str:
         ["a run beside one that hangs, then `kill -9` of that", "1", f"says who hangs; {equal}"],
         ["a lock left by another host", "1", "refused in one line"],
         ["a launcher killed; others beside the run it left", f"{launcher['launchers']}", "one run"],
-        *([f"{name}", "1", "refused in one line"] for name in figures["checkpoints"]["refused"]),
+        [f"a checkpoint with {listed}", f"{len(refused)}", "one line, and no file changes"],
     ]
     problems = sum(len(part["problems"]) for part in figures.values())
     phases = Counter(kill["phases"]) + Counter(disk["phases"])
