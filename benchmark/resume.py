@@ -4,13 +4,13 @@
     python -m benchmark.resume frozen RUN_DIR --env Hopper-v4 --seed 2
 
 The first words are a method of runs.py, or `frozen` and the folder of a finished run; flags go to
-custom_irl.py. SIGINT and SIGTERM end the round and write a checkpoint; the same command continues
-from it with the same numbers, bit for bit on one machine.
+custom_irl.py. SIGINT, SIGTERM and SIGHUP end the round and write a checkpoint; the same command
+continues from it with the same numbers, bit for bit on one machine. Exit codes: 0 finished, 1 error
+(one line), 75 another process trains in the folder, 130 stopped.
 """
 
 from __future__ import annotations
 
-import random
 import signal
 import sys
 import time
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 import custom_irl as irl
-from benchmark import runs
+from benchmark import checkpoint, runs
 
-CHECKPOINT = "training.pt"  # in the run's folder, while it is not finished
+STOPPED = 130  # exit code
 CHECKPOINT_SECONDS = 60  # between two of them, or more
 CHECKPOINT_SHARE = 0.01  # of a run's time that checkpoints may take
 QUICK = {"bc_steps": 200, "target_refreshes": 0}  # hyperparameters of --quick
@@ -61,28 +61,7 @@ class ReplayableVectorEnv(irl.VectorEnv):
             self.history[i][1].extend(actions)
 
 
-# -------------------------------------------------------------------------------------- checkpoints
-def save_checkpoint(path: Path, training: irl.Training, envs: ReplayableVectorEnv) -> None:
-    """One pickle, so that objects which method and loop share stay shared."""
-    generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    irl.save_torch(path, (training, envs.history, generators))
-
-
-def load_checkpoint(path: Path, envs: ReplayableVectorEnv) -> irl.Training:
-    """What `save_checkpoint` wrote; environments and generators are brought to that state."""
-    try:
-        # A pickle, and safe to read: origin.json beside it is of the same code and configuration.
-        training, history, generators = torch.load(path, weights_only=False)
-    except Exception as error:
-        remove = "remove it to start this run again"
-        raise irl.UserError(f"{path}: cannot be resumed from ({error!r}); {remove}") from None
-    envs.restore(history)
-    random.setstate(generators[0])
-    np.random.set_state(generators[1])
-    torch.set_rng_state(generators[2])
-    return training
-
-
+# ------------------------------------------------------------------------------------ after a round
 def shorten(algorithm_cls: type) -> None:
     """Fewer gradient steps of behaviour cloning and none of Q, for --quick. result.json says so."""
     if hasattr(algorithm_cls, "hyperparameters"):
@@ -98,8 +77,9 @@ class Stopped(Exception):
 class AfterRound:
     """The launcher's part of a round: metrics.csv, checkpoints, signals."""
 
-    def __init__(self, folder: Path, envs: ReplayableVectorEnv, signals: list[int]):
+    def __init__(self, folder: Path, identity: dict, envs: ReplayableVectorEnv, signals: list[int]):
         self.folder = folder
+        self.identity = identity
         self.envs = envs
         self.signals = signals
         self.last = time.monotonic()
@@ -117,26 +97,35 @@ class AfterRound:
 
     def checkpoint(self, training: irl.Training) -> None:
         start = time.monotonic()
-        save_checkpoint(self.folder / CHECKPOINT, training, self.envs)
+        checkpoint.save(self.folder, self.identity, training, self.envs)
         self.last = time.monotonic()
         self.cost = self.last - start
 
 
+def stop_signals() -> list[int]:
+    """SIGINT, SIGTERM and, unless it is ignored as under nohup, SIGHUP of a closed terminal."""
+    stops = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+        stops.append(hangup)
+    return stops
+
+
 def note_signals() -> list[int]:
-    """SIGINT and SIGTERM join the list returned; a second one interrupts at once."""
+    """Signals that stop join the list returned; a second one interrupts at once."""
     received = []
 
     def note(signum, frame):
         received.append(signum)
         signal.signal(signum, signal.default_int_handler)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in stop_signals():
         signal.signal(signum, note)
     return received
 
 
 def interrupt_at_once() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in stop_signals():
         signal.signal(signum, signal.default_int_handler)
 
 
@@ -165,27 +154,27 @@ def run(
     demos = irl.prepare_demos(args, algorithm_cls)
     envs = ReplayableVectorEnv(args)
     identity = runs.identity_of(args, method, (reward_cls, algorithm_cls), frozen_reward)
-    result = runs.open_folder(args.out, identity, quick, args.overwrite)
-    if result is not None:
+    checkpoint.signing_key()  # fails now if it cannot be kept
+    with runs.locked(args.out):
+        result = runs.open_folder(args.out, identity, quick, args.overwrite)
+        if result is None:
+            if (args.out / runs.CHECKPOINT).exists():
+                training = checkpoint.load(args.out, identity, envs)
+            else:
+                training = irl.start_training(reward_cls, algorithm_cls, args, envs, demos.tensors)
+            keep = AfterRound(args.out, identity, envs, signals)
+            try:
+                irl.train(training, envs, args, f"{method} {args.env} seed {args.seed}", keep)
+            except Stopped:
+                return None
+            interrupt_at_once()
+            try:
+                result = irl.save_run(args.out, training, args, method, demos)
+            except KeyboardInterrupt:
+                keep.checkpoint(training)
+                return None
+        runs.remove_checkpoint(args.out)
         return result
-    unfinished = args.out / CHECKPOINT
-    if unfinished.exists():
-        training = load_checkpoint(unfinished, envs)
-    else:
-        training = irl.start_training(reward_cls, algorithm_cls, args, envs, demos.tensors)
-    keep = AfterRound(args.out, envs, signals)
-    try:
-        irl.train(training, envs, args, f"{method} {args.env} seed {args.seed}", keep)
-    except Stopped:
-        return None
-    interrupt_at_once()
-    try:
-        result = irl.save_run(args.out, training, args, method, demos)
-    except KeyboardInterrupt:
-        keep.checkpoint(training)
-        return None
-    unfinished.unlink(missing_ok=True)
-    return result
 
 
 def main() -> None:
@@ -217,7 +206,7 @@ def main() -> None:
     result = run(reward_cls, algorithm_cls, args, method, quick, note_signals(), frozen_reward)
     if result is None:
         print("stopped; the same command continues from the checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)
     irl.print_result(result)
 
 

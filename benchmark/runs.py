@@ -11,11 +11,13 @@ import json
 import os
 import platform
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -30,6 +32,10 @@ ENVS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS = (42, 123, 456)
 PANELS = {(50, 1): "dense", (20, 20): "scarce", (4, 20): "tiny", (1, 20): "one"}
 QUICK_TIMESTEPS = 40_960
+CHECKPOINT = "checkpoint.json"  # in a run's folder while it is not finished: what PIECES hold
+PIECES = "checkpoint"
+LOCK = ".lock"
+TRY_LATER = 75  # exit code of a run whose folder is held: EX_TEMPFAIL of sysexits.h
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,96 @@ def identity_of(
     }
 
 
+class Held(irl.UserError):
+    """Another process trains in the folder."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder, as its lock says; "-" for what there is not."""
+
+    host: str = "-"
+    pid: str = "-"
+    boot: str = "-"  # one for each start of a machine; the containers on it share it
+    job: str = "-"  # Slurm's
+    restarts: str = "0"  # of that job
+
+    @classmethod
+    def of_this_process(cls) -> Holder:
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        job, restarts = (os.environ.get(f"SLURM_{x}") for x in ("JOB_ID", "RESTART_COUNT"))
+        boot_id = boot.read_text().strip() if boot.exists() else "-"
+        return cls(socket.gethostname(), str(os.getpid()), boot_id, job or "-", restarts or "0")
+
+    @classmethod
+    def parse(cls, text: str) -> Holder:
+        words = text.split()
+        return cls(*words) if len(words) == len(fields(cls)) else cls()
+
+    @property
+    def name(self) -> str:
+        return f"process {self.pid} on host {self.host}"
+
+    def is_gone_for(self, other: Holder) -> bool:
+        """Whether it has certainly ended, now that `other` has got the kernel's lock."""
+        same_machine = self.host in ("-", other.host) or self.boot == other.boot != "-"
+        requeued = self.job == other.job != "-" and self.restarts != other.restarts
+        return same_machine or requeued
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps `folder` for this process until the end of the block.
+
+    The kernel holds the lock and releases it when the process dies, however it dies. NFS since
+    Linux 2.6.12 and Lustre mounted with `flock` do so across hosts; elsewhere a lock may be seen on
+    its own host alone. Therefore the file also says who holds it and is emptied at the end, and one
+    that another host left filled is respected, unless Slurm has started that very job again.
+
+    Raises:
+        Held: if another process holds it.
+        UserError: if a process of another host held it and did not end properly.
+    """
+    import fcntl  # POSIX only; results can be read without it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with path.open("a+b", buffering=0) as lock:
+        free = True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError as error:
+            expected = "expected a folder on a file system with locks"
+            raise irl.UserError(
+                f"{path}: cannot be locked ({error.strerror}); {expected}"
+            ) from None
+        lock.seek(0)
+        there = Holder.parse(lock.read().decode(errors="replace"))
+        if not free:
+            raise Held(f"{folder}: held by {there.name}, which trains in it")
+        here = Holder.of_this_process()
+        if not there.is_gone_for(here):
+            left = f"{there.name} did not end properly, or still trains in it"
+            raise irl.UserError(f"{folder}: {left}; once it is gone remove {path}")
+        lock.truncate(0)
+        try:
+            lock.write(f"{' '.join(astuple(here))}\n".encode())
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # first: it is never there without its pieces
+    shutil.rmtree(folder / PIECES, ignore_errors=True)
+
+
 def open_folder(folder: Path, identity: dict, quick: bool, overwrite: bool) -> dict | None:
     """Writes the origin.json of a new run; returns the result of a finished one.
 
@@ -205,27 +301,24 @@ def open_folder(folder: Path, identity: dict, quick: bool, overwrite: bool) -> d
     """
     path, result = folder / "origin.json", folder / "result.json"
     if path.exists():
-        origin = read_json(path)
-        there = origin["identity"]
-        changed = ["quick"] if origin["quick"] != quick else []
-        changed += [
-            f"{part} {key}"
-            for part, values in identity.items()
-            for key, value in values.items()
-            if there.get(part, {}).get(key) != value
-        ]
+        changed = changes(path, identity, quick)
+        if not changed and not result.exists():
+            return None
         if not changed:
-            return read_json(result) if result.exists() else None
-        if not overwrite:
-            difference = f"{', '.join(changed)} differ"
-            raise irl.UserError(
-                f"{folder}: another run ({difference}); --overwrite it or change --out"
-            )
-    elif result.exists() and not overwrite:
-        raise irl.UserError(f"{folder}: another run, of a single command; --overwrite it")
-    if folder.exists():
-        for old in ("result.json", "metrics.csv", "training.pt"):
-            (folder / old).unlink(missing_ok=True)
+            there = read_json(result)
+            if {"method": there.get("method"), **there.get("config", {})} == identity["config"]:
+                return there
+            changed = ["result.json"]  # a single command has written into this folder since
+        what = f"another run ({', '.join(changed)} differ)"
+    elif result.exists() or (folder / CHECKPOINT).exists():
+        what = "a run without origin.json, as of a single command"
+    else:
+        what = ""
+    if what and not overwrite:
+        raise irl.UserError(f"{folder}: {what}; --overwrite it or change --out")
+    result.unlink(missing_ok=True)
+    remove_checkpoint(folder)
+    (folder / "metrics.csv").unlink(missing_ok=True)
     commit = git("rev-parse", "HEAD")
     origin = {
         "schema": 1,
@@ -242,6 +335,21 @@ def open_folder(folder: Path, identity: dict, quick: bool, overwrite: bool) -> d
 def as_json(value: dict) -> dict:
     """As it reads back from a JSON file: tuples are lists."""
     return json.loads(json.dumps(value))
+
+
+def changes(path: Path, identity: dict, quick: bool) -> list[str]:
+    """What the origin.json at `path` states otherwise."""
+    origin = read_json(path)
+    there = origin.get("identity")
+    if not isinstance(there, dict) or not all(isinstance(v, dict) for v in there.values()):
+        raise irl.UserError(f"{path}: key 'identity' is missing or wrong; expected an object")
+    changed = ["quick"] if origin.get("quick") != quick else []
+    return changed + [
+        f"{part} {key}"
+        for part, values in identity.items()
+        for key, value in values.items()
+        if there.get(part, {}).get(key) != value
+    ]
 
 
 def read_json(path: Path) -> dict:
@@ -289,19 +397,23 @@ def run_trainer(
     irl.seed_everything(args.seed)
     demos = irl.prepare_demos(args, classes[1])
     identity = identity_of(args, method, classes, frozen_reward) | (more_identity or {})
-    result = open_folder(args.out, identity, quick=False, overwrite=args.overwrite)
-    if result is not None:
-        return result
-    training = train(args, demos)
-    return irl.save_run(args.out, training, args, method, demos)
+    with locked(args.out):
+        result = open_folder(args.out, identity, quick=False, overwrite=args.overwrite)
+        if result is not None:
+            return result
+        training = train(args, demos)
+        return irl.save_run(args.out, training, args, method, demos)
 
 
 # ---------------------------------------------------------------------------------- command lines
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Prints errors that the caller can correct as one line, and exits with 1."""
+    """Prints errors that the caller can correct as one line, and exits with 1 (75: try later)."""
     try:
         yield
+    except Held as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(TRY_LATER)
     except (irl.UserError, DemoError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:

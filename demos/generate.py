@@ -21,7 +21,6 @@ half of the expert's return, and transitions of theirs.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -38,7 +37,7 @@ import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tqdm import tqdm
 
 if (
@@ -46,7 +45,8 @@ if (
 ):  # `python demos/generate.py` finds the project as `python -m demos.generate` does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from custom_irl import CARD_SCHEMA, replacing, sha256
+from benchmark import checkpoint
+from custom_irl import CARD_SCHEMA, UserError, replacing, sha256
 from demos import mixed
 from demos.expert import Expert, play
 from demos.formats import DemoError, Episode, cannot_write, pack
@@ -184,14 +184,35 @@ class EvaluateExpert(BaseCallback):
         score = summary(episodes)
         self.bar.set_postfix_str(f"eval {score['return_mean']:.0f} ± {score['return_std']:.0f}")
         expert.save(self.folder / f"{self.num_timesteps}.npz")
-        savers = {"model.zip": self.model.save, "normalizer.pkl": self.training_env.save}
-        for name, save in savers.items():
-            save(str(self.folder / f"new-{name}"))
-            os.replace(self.folder / f"new-{name}", self.folder / name)
+        self.save_checkpoint()
         with (self.folder / "evaluations.jsonl").open("a") as f:
             std = self.model.policy.log_std.exp().tolist()
             f.write(json.dumps({"steps": self.num_timesteps, "std": std, **score}) + "\n")
         self.reached = score["return_mean"] >= self.stop_at
+
+    def save_checkpoint(self) -> None:
+        """Two pickles, named by a signed file that is replaced last."""
+        files = [f"model-{self.num_timesteps}.zip", f"normalizer-{self.num_timesteps}.pkl"]
+        for name, save in zip(files, (self.model.save, self.training_env.save)):
+            save(str(self.folder / name))
+        hashes = {name: sha256(self.folder / name) for name in files}
+        checkpoint.write_signed(self.folder / "checkpoint.json", hashes)
+        for path in (*self.folder.glob("model-*.zip"), *self.folder.glob("normalizer-*.pkl")):
+            if path.name not in files:
+                path.unlink()
+
+
+def load_checkpoint(folder: Path, envs: VecEnv) -> tuple[VecNormalize, PPO]:
+    """What `save_checkpoint` wrote; UserError for files that this user did not write."""
+    path = folder / "checkpoint.json"
+    advice = f"remove {folder} to train again"
+    hashes = checkpoint.read_signed(path, advice)
+    for name, digest in hashes.items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise UserError(f"{folder / name}: missing or damaged; {advice}")
+    model, normalizer = (str(folder / name) for name in hashes)
+    envs = VecNormalize.load(normalizer, envs)
+    return envs, PPO.load(model, env=envs, device="cpu")
 
 
 def read_evaluations(folder: Path) -> list[dict]:
@@ -214,9 +235,8 @@ def train_checkpoints(args: Config, stop_at: float = np.inf) -> list[dict]:
     folder = training_folder(args)
     folder.mkdir(parents=True, exist_ok=True)
     envs = make_vec_env(args.env, recipe.n_envs, seed=args.seed)
-    if (folder / "model.zip").exists():
-        envs = VecNormalize.load(str(folder / "normalizer.pkl"), envs)
-        model = PPO.load(folder / "model.zip", env=envs, device="cpu")
+    if (folder / "checkpoint.json").exists():
+        envs, model = load_checkpoint(folder, envs)
     else:
         # Clipping cannot be folded into a linear layer, hence a bound that is never reached.
         envs = VecNormalize(envs, clip_obs=1e6, gamma=recipe.ppo["gamma"])
@@ -510,5 +530,5 @@ def train_or_record(args: Config, weights: Path) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except DemoError as error:
+    except (DemoError, UserError) as error:
         sys.exit(f"error: {error}")

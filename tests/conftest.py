@@ -52,6 +52,12 @@ def launcher(monkeypatch, tmp_path):
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_key(tmp_path_factory):
+    """The key that signs checkpoints is not the user's."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch):
     """Runs in this process take few gradient steps, those of the command line a user's."""

@@ -162,7 +162,7 @@ def test_a_stopped_launch_continues_and_skips_what_is_finished(launcher, tmp_pat
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert b"the same command continues" in said
-    assert (second / "training.pt").exists()
+    assert (second / "checkpoint.json").exists()
     assert not (second / "result.json").exists()
     finished = (first / "result.json").stat().st_mtime_ns
 
@@ -170,7 +170,7 @@ def test_a_stopped_launch_continues_and_skips_what_is_finished(launcher, tmp_pat
     assert (first / "result.json").stat().st_mtime_ns == finished
     assert runs.read_result(second)["steps"] == 12288
     assert "stopped" in (second / "log.txt").read_text()  # this log is of both launches
-    assert not (second / "training.pt").exists()
+    assert not (second / "checkpoint.json").exists()
     assert (tmp_path / "summary.md").exists()
 
 

@@ -183,13 +183,13 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path, true_reward):
     whole = train(tmp_path / "whole", **flags)
     for _ in range(2):
         assert resumable(tmp_path / "parts", After(3), **flags) is None
-        assert (tmp_path / "parts" / "training.pt").exists()
+        assert (tmp_path / "parts" / "checkpoint.json").exists()
     parts = resumable(tmp_path / "parts", **flags)
     assert without_timing(parts) == without_timing(whole)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     for name in ("policy",) if true_reward else ("policy", "reward_net"):
         assert same(weights(tmp_path / "parts", name), weights(tmp_path / "whole", name))
-    assert not (tmp_path / "parts" / "training.pt").exists()
+    assert not (tmp_path / "parts" / "checkpoint.json").exists()
 
 
 def test_a_finished_run_is_read_and_another_is_refused(tmp_path):
@@ -225,9 +225,9 @@ def test_a_signal_stops_a_command_after_a_checkpoint_and_it_continues(tmp_path):
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     assert resumable(tmp_path, After(2), env="Hopper-v4") is None
-    unfinished = tmp_path / "training.pt"
+    unfinished = tmp_path / "checkpoint.json"
     unfinished.write_bytes(unfinished.read_bytes()[:1000])
-    with pytest.raises(irl.UserError, match=r"training.pt: cannot be resumed from"):
+    with pytest.raises(irl.UserError, match=r"checkpoint.json: not readable as JSON"):
         resumable(tmp_path, env="Hopper-v4")
 
 
