@@ -44,7 +44,7 @@ REFUSED = [
     ("--frozen", "seed42/result.json: no such file"),
     ("--frozen --method imitation-gail", "method imitation-gail"),
     ("--quick --total_timesteps 4096", "one of them"),
-    ("--quick --method imitation-gail", "imitation's trainers"),
+    ("--quick --method imitation-gail", "of its own loop"),
     ("--panel tiny --demo-episodes 3", "--demo-episodes"),
     ("--demos nowhere.hdf5", "nowhere.hdf5: no such file"),
 ]
