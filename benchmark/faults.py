@@ -559,7 +559,7 @@ def cost(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator) 
     envs = resume.ReplayableVectorEnv(args)
     dims = (envs.obs_dim, envs.action_dim)
     demos = irl.load_demos(args.demos_path, *dims, args.demo_episodes, args.demo_subsample)
-    training = irl.start_training(irl.RewardNetwork, Short, args, envs, demos)
+    training = irl.start_training(irl.RewardNetwork, Short, args, envs, demos.tensors)
     irl.train(training, envs, replace(args, total_timesteps=7 * args.batch_size), "cost")
     replay, improvement = training.algorithm.replay, training.algorithm.improvement
     now = 0.0  # seconds of the run
