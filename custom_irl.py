@@ -10,6 +10,7 @@ method of your own is two such classes and `main(RewardNetwork, IRLAlgorithm, me
 """
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +18,6 @@ import os
 import platform
 import random
 import sys
-import tempfile
 import time
 import uuid
 import zipfile
@@ -1443,6 +1443,23 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps `folder` for this process. UserError if another run, the launcher's too, holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            host, pid = lock.read().split()[:2] or ("?", "?")
+            raise UserError(f"{folder}: held by process {pid} on host {host}") from None
+        lock.truncate(0)
+        print(platform.node(), os.getpid(), "- - 0", file=lock, flush=True)  # as runs.Holder
+        yield
+        lock.truncate(0)
+
+
 def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
     """Trains and evaluates one method on one environment with one seed; returns its result.
 
@@ -1458,12 +1475,11 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
     demos = prepare_demos(args, algorithm_cls)
     envs = VectorEnv(args)
     training = start_training(reward_cls, algorithm_cls, args, envs, demos.tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()  # a folder that cannot be written to fails now
     title = f"{method} {args.env} seed {args.seed}"
     print(f"{title}, {folder}")
-    train(training, envs, args, title)
-    return save_run(folder, training, args, method, demos)
+    with locked(folder):
+        train(training, envs, args, title)
+        return save_run(folder, training, args, method, demos)
 
 
 def print_result(result: dict) -> None:

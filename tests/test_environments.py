@@ -235,7 +235,7 @@ NAN[4, 1] = np.nan
     ("changes", "dims", "message"),
     [
         ({"acts": None}, (2, 1), r"d.npz: .*acts is not a file.*expected an .npz.*demos.convert"),
-        ({"lengths": None}, (2, 1), r"lengths is not a file.*arrays obs, acts and lengths"),
+        ({"lengths": None}, (2, 1), r"lengths is not a file.*arrays obs, acts, lengths"),
         ({"lengths": np.array([3.0, 4.0])}, (2, 1), r"'lengths' is float64 \(2,\)"),
         ({"lengths": np.array([0, 7])}, (2, 1), r"expected positive integers"),
         (

@@ -127,6 +127,16 @@ def test_a_lock_that_was_left_is_taken_over_if_its_holder_is_surely_gone(
     assert (tmp_path / runs.LOCK).read_text() == text
 
 
+def test_a_single_command_takes_the_same_lock(tmp_path):
+    held = f"held by process {os.getpid()} on host"
+    with irl.locked(tmp_path), pytest.raises(runs.Held, match=held), runs.locked(tmp_path):
+        pass
+    with runs.locked(tmp_path), pytest.raises(irl.UserError, match=held), irl.locked(tmp_path):
+        pass
+    with irl.locked(tmp_path):  # free again
+        pass
+
+
 def test_a_held_folder_is_one_line_and_its_exit_code(tmp_path, capsys):
     again = (runs.one_line_errors(), runs.locked(tmp_path))
     with pytest.raises(SystemExit) as stopped, runs.locked(tmp_path), again[0], again[1]:

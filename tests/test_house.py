@@ -114,7 +114,7 @@ def test_the_file_runs_alone(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"metrics.csv", "policy.pt", "reward_net.pt", "result.json"}
+    assert names == {".lock", "metrics.csv", "policy.pt", "reward_net.pt", "result.json"}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["normalized_return"] is None  # there is no card
     assert done.stdout.splitlines()[0].startswith("demos.npz: 50000 of 50000 transitions")

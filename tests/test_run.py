@@ -59,7 +59,7 @@ def same(ours: dict, theirs: dict) -> bool:
 def test_files_and_numbers_of_a_run(tiny_run):
     folder, result, stdout = tiny_run
     names = {path.name for path in folder.iterdir()}
-    assert names == {"result.json", "metrics.csv", "policy.pt", "reward_net.pt"}
+    assert names == {".lock", "result.json", "metrics.csv", "policy.pt", "reward_net.pt"}
     assert stdout.splitlines()[-1] == f"eval_return_hopper_v4: {result['eval_return_mean']:.2f}"
     assert "200 of 50000 transitions, 4 of 50 episodes" in stdout
     for kind in ("deterministic", "sampled"):
