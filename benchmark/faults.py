@@ -104,6 +104,7 @@ class Worker:
             sys.stderr = os.fdopen(2, "w", buffering=1)
             for (module, name), phase in PHASES.items():
                 setattr(module, name, self.noting(phase, getattr(module, name)))
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
             sys.addaudithook(self.counting(n_write, at_write))
             shorten()
             if prepare:
