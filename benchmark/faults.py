@@ -104,6 +104,7 @@ class Worker:
             sys.stderr = os.fdopen(2, "w", buffering=1)
             for (module, name), phase in PHASES.items():
                 setattr(module, name, self.noting(phase, getattr(module, name)))
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
             sys.addaudithook(self.counting(n_write, at_write))
             shorten()
             if prepare:
@@ -447,6 +448,10 @@ def checkpoints(config: Config, whole: Whole, scratch: Path, rng: np.random.Gene
     worker.wait_for("writing a checkpoint")
     os.kill(worker.pid, signal.SIGTERM)
     worker.wait()
+
+    def other_home() -> None:
+        os.environ["XDG_STATE_HOME"] = str(scratch / "home")
+
     said = {}
     found = []
     for name, (change, flags) in DAMAGE.items():
@@ -454,9 +459,7 @@ def checkpoints(config: Config, whole: Whole, scratch: Path, rng: np.random.Gene
         shutil.copytree(stopped, copy)
         change(copy)
         before = contents(copy)
-        worker = Worker(
-            copy, prepare=no_key if name == "another user's signature" else None, flags=flags
-        )
+        worker = Worker(copy, prepare=other_home if name == OTHER_USER else None, flags=flags)
         found += one_line(worker, worker.wait(), 1, str(copy))
         found += [] if contents(copy) == before else [f"{name}: files changed"]
         said[name] = worker.said()[-1].replace(str(copy), "RUN")
@@ -482,11 +485,6 @@ def truncate(pattern: str) -> Callable[[Path], None]:
     return change
 
 
-def no_key() -> None:
-    """In a worker: another user's home folder."""
-    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()
-
-
 def swap_piece(copy: Path) -> None:
     """A piece that a stranger made, under a name of its own in an edited checkpoint.json."""
     path = copy / runs.CHECKPOINT
@@ -495,6 +493,7 @@ def swap_piece(copy: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+OTHER_USER = "another user's signature"
 DAMAGE = {
     "checkpoint.json truncated": (truncate(runs.CHECKPOINT), ()),
     "a piece truncated": (truncate(f"{runs.PIECES}/*"), ()),
@@ -503,7 +502,7 @@ DAMAGE = {
     "another configuration": (edit_head(identity={}), ()),
     "other flags": (lambda copy: None, ("--irl-lr", "0.001")),
     "checkpoint.json edited": (swap_piece, ()),
-    "another user's signature": (lambda copy: None, ()),
+    OTHER_USER: (lambda copy: None, ()),
     "no origin.json": (lambda copy: (copy / "origin.json").unlink(), ()),
 }
 
