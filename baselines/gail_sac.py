@@ -161,7 +161,7 @@ def train(config: Config, task: op.Task) -> irl.Training:
     optimizer = op.adam(learned, config.reward_lr)
     buffer = op.ReplayBuffer(config.env_steps, *task.dims)
     explorer = op.Explorer(task, buffer)
-    log = op.Log(online=True)
+    log = op.Log(online=True, total=config.env_steps)
     for step in op.progress(config.env_steps, f"gail-sac {task.args.env}", "step"):
         explorer.step(
             explorer.uniform() if step <= config.random_steps else explorer.act(sac.actor)

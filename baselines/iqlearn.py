@@ -8,12 +8,15 @@ Q implies the reward r(s, a, s') = Q(s, a) - gamma V(s') with V(s) = E_pi [Q(s, 
 V = 0 after a terminal state (not after a time limit). With a chi^2 regulariser of r:
 
     offline  min_Q  w [E_E V(s) - E_E Q(s, a)] + (1 - w) E_E r^2 + c GP(Q, 1)
-             pi: min  -E_E min(exp((Q(s, a) - V(s)) / alpha), 100) log pi(a|s)       (AWR)
+             pi: min  E_E min(exp((Q(s, a) - V(s)) / alpha), 100) |a - mode(s)|^2    (AWR)
     online   min_Q  -E_E r + E_{E,R} [V(s) - gamma V(s')] + 1 / (4 beta) E_{E,R} r^2
              pi: SAC's step on expert and replay (R) states
 
 Offline follows CleanIL, online the paper (value loss over expert and replay, half a batch each).
-Deviates: V(s') is of the target critics and has no gradient; sizes:
+Deviates: V(s') is of the target critics and has no gradient. Offline, pi is a Gaussian of fixed
+width around its mode, whose entropy is a constant and left out of V: of the expert's actions up to
+60 % are at the ends of their range, where CleanIL's tanh-Gaussian has no bounded density (Hopper
+after 15,000 steps: squared action error 0.013 instead of 0.0003). Sizes:
 
 |                        | here         | CleanIL (offline) |
 |------------------------|--------------|-------------------|
@@ -25,6 +28,7 @@ The reward that a run saves is r with V(s') = min Q(s', a) at the policy's mode,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +46,9 @@ class Config(op.SACConfig):
     hidden: tuple[int, ...] = HIDDEN
     batch_size: int = 128
     alpha: float = 0.1
-    """temperature of the policy's entropy"""
+    """offline: temperature of the advantages"""
+    policy_std: float = 0.1
+    """offline: standard deviation of the policy, in units of the action"""
     online: bool = False
     """learn from environment steps too"""
     updates: int = 60_000
@@ -101,14 +107,6 @@ def online_loss(
     return -expert_reward + (values - discounted_next).mean() + rewards.square().mean() / (4 * beta)
 
 
-def awr_loss(
-    logprob: torch.Tensor, advantages: torch.Tensor, alpha: float, max_weight: float
-) -> torch.Tensor:
-    """-mean min(exp(A / alpha), max_weight) log pi(a|s): advantage-weighted regression."""
-    weights = (advantages / alpha).exp().clamp(max=max_weight)
-    return -(weights * logprob).mean()
-
-
 # ---------------------------------------------------------------------------------------- networks
 class ImplicitReward(nn.Module):
     """r(s, a, s') = min_i Q_i(s, a) - gamma min_i Q_i(s', mode of pi(s')), of a finished run.
@@ -137,11 +135,11 @@ def saved_reward(sac: op.SAC, dims: tuple[int, int]) -> ImplicitReward:
 # -------------------------------------------------------------------------------------------- steps
 def offline_step(sac: op.SAC, batch: op.Batch, config: Config) -> dict[str, float]:
     obs, acts = batch["obs"], batch["acts"]
-    next_values = op.soft_value(sac.actor, sac.q_target, batch["next_obs"], config.alpha)
+    policy_acts = op.sample_near_mode(sac.actor, obs, config.policy_std)
+    next_acts = op.sample_near_mode(sac.actor, batch["next_obs"], config.policy_std)
     with torch.no_grad():
-        policy_acts, policy_logprob = sac.actor.sample(obs)
-    q_values = sac.q(obs, acts)
-    values = sac.q(obs, policy_acts) - config.alpha * policy_logprob
+        next_values = sac.q_target(batch["next_obs"], next_acts).amin(0)
+    q_values, values = sac.q(obs.repeat(2, 1), torch.cat([acts, policy_acts])).chunk(2, dim=1)
     rewards = implied_reward(q_values, batch["terminated"], next_values, config.gamma)
     fit = offline_loss(q_values, values, rewards, config.value_weight)
     penalty = op.gradient_penalty(
@@ -149,8 +147,8 @@ def offline_step(sac: op.SAC, batch: op.Batch, config: Config) -> dict[str, floa
     )
     op.gradient_step(sac.q_optimizer, fit + config.gp_coef * penalty)
     advantages = (q_values.amin(0) - values.amin(0)).detach()
-    logprob = sac.actor.log_prob(obs, acts)
-    loss = awr_loss(logprob, advantages, config.alpha, config.max_weight)
+    modes = sac.actor.mode(obs)
+    loss = op.awr_loss(modes, acts, advantages, config.alpha, config.max_weight)
     op.gradient_step(sac.actor_optimizer, loss)
     op.polyak_update(sac.q_target, sac.q, config.tau)
     return {
@@ -158,7 +156,7 @@ def offline_step(sac: op.SAC, batch: op.Batch, config: Config) -> dict[str, floa
         "penalty": penalty.item(),
         "reward_mean": rewards.mean().item(),
         "advantage_mean": advantages.mean().item(),
-        "expert_logprob": logprob.mean().item(),
+        "action_error": (modes - acts).square().mean().item(),
     }
 
 
@@ -190,10 +188,10 @@ def online_step(sac: op.SAC, batch: op.Batch, config: Config) -> dict[str, float
 def train_offline(config: Config, task: op.Task) -> irl.Training:
     sac = op.SAC(*task.dims, *task.action_range, config)
     sac.fit_normalizers(task.expert["obs"])
-    log = op.Log(online=False)
+    log = op.Log(online=False, total=config.updates)
     for step in op.progress(config.updates, f"iqlearn {task.args.env}", "update"):
         log.add(step, offline_step(sac, op.sample(task.expert, config.batch_size), config))
-    sac.actor.fit_evaluation_noise(task.expert["obs"])
+    sac.actor.actor_logstd.fill_(math.log(config.policy_std))
     return irl.Training(sac.actor, reward_net=saved_reward(sac, task.dims), rows=log.rows)
 
 
@@ -202,7 +200,7 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
     sac.fit_normalizers(task.expert["obs"])
     buffer = op.ReplayBuffer(config.env_steps, *task.dims)
     explorer = op.Explorer(task, buffer)
-    log = op.Log(online=True)
+    log = op.Log(online=True, total=config.env_steps)
     half = config.online_batch_size // 2
     is_expert = torch.cat([torch.ones(half), torch.zeros(half)])
     for step in op.progress(config.env_steps, f"iqlearn-online {task.args.env}", "step"):

@@ -346,6 +346,29 @@ def alpha_loss(log_alpha: torch.Tensor, logprob: torch.Tensor, entropy: float) -
     return -log_alpha * (logprob.detach().mean() + entropy)
 
 
+# --------------------------------------------------------- advantage-weighted regression, offline
+def sample_near_mode(actor: TanhGaussianActor, obs: torch.Tensor, std: float) -> torch.Tensor:
+    """a ~ N(mode(s), std^2), clipped to the action range, without a gradient: (n, action_dim)."""
+    with torch.no_grad():
+        mode = actor.mode(obs)
+        low = actor.actor_mean.center - actor.actor_mean.scale
+        high = actor.actor_mean.center + actor.actor_mean.scale
+        return torch.clamp(mode + std * torch.randn_like(mode), low, high)
+
+
+def awr_loss(
+    modes: torch.Tensor, acts: torch.Tensor, advantages: torch.Tensor, alpha: float, most: float
+) -> torch.Tensor:
+    """mean min(exp(A / alpha), most) |a - mode(s)|^2, of a policy N(mode(s), std^2), std fixed.
+
+    Up to a factor and a constant this is -mean w log pi(a|s). Not the tanh-Gaussian's density,
+    which is unbounded at the ends of the range, where clipped actions of an expert often are.
+    """
+    weights = (advantages / alpha).exp().clamp(max=most)
+    return (weights * (acts - modes).square().sum(-1)).mean()
+
+
+# ------------------------------------------------------------------------------------ SAC's steps
 def actor_step(sac: SAC, obs: torch.Tensor) -> dict[str, float]:
     """One gradient step of the actor, and of the temperature where it is learned."""
     acts, logprob = sac.actor.sample(obs)
@@ -473,6 +496,7 @@ class Log:
     """Rows of metrics.csv: means of what `add` got in the last LOG_EVERY steps."""
 
     online: bool
+    total: int = 0  # steps of the run, the last of which ends a row too; 0: not known
     rows: list[dict] = field(default_factory=list)
     reports: list[dict[str, float]] = field(default_factory=list)
     seen: int = 0  # episodes that are in earlier rows
@@ -481,7 +505,7 @@ class Log:
         """`step` counts from 1: environment steps if `online`, else gradient steps."""
         if report:
             self.reports.append(report)
-        if step % LOG_EVERY:
+        if step % LOG_EVERY and step != self.total:
             return
         row = {"steps": step} if self.online else {"steps": 0, "gradient_steps": step}
         if self.online:

@@ -8,31 +8,33 @@ Q is high on the expert's state-actions, low on others, and consistent between w
 
     offline  min_Q  (1 - w) [E_O Q(s, pi) - E_E Q(s, a)] + w E_{E,O} (Q - gamma V(s'))^2
                     + E_E (Q - q_max)^2 - E_O min(Q(s, pi), -q_max) + c GP(Q, q_max / 2)
-             pi: min  -E_{E,O} min(exp((Q(s, a) - V(s)) / alpha), 100) log pi(a|s)    (AWR)
+             pi: min  E_{E,O} min(exp((Q(s, a) - V(s)) / alpha), 100) |a - mode(s)|^2  (AWR)
     online   min_Q  (1 - w) [.1 E_E Q(s, pi) + .9 E_R Q(s, pi) - E_E Q(s, a)]
                     + w E_{E,R} (Q - gamma V(s'))^2 + 10 GP(Q, q_max)
              pi: SAC's step on expert and replay states
 
-E: expert, O: mixed data (demos/mixed.py), R: replay; V(s) = E_pi Q(s, a) - alpha log pi. Offline
-a terminal state is worth 0. Online it leads to an absorbing state, an input of Q of its own with
-the value V = Q(absorbing) = gamma Q(absorbing) + what the first bracket says: it counts there as
-1 / (1 - gamma) steps of the replay for each end in the batch.
+E: expert, O: mixed data (demos/mixed.py), R: replay. Offline pi is a Gaussian of fixed width around
+its mode and V(s) = E_pi Q(s, a) (as in iqlearn.py, and why), and a terminal state is worth 0.
+Online V(s) = E_pi Q(s, a) - alpha log pi, and a terminal state leads to an absorbing state: an
+input of Q of its own, whose next state it is itself. In the replay's terms it counts as
+1 / (1 - gamma) steps for each end in the batch.
 
 Deviates from CleanIL: Q's output is in units of q_max; absorbing steps are weighted, not stored;
 sizes:
 
-|                       | here                    | CleanIL                         |
-|-----------------------|-------------------------|---------------------------------|
-| offline               | 60,000 gradient steps   | 500,000 gradient steps          |
-| online                | 150,000 environment steps | 1,000,000 environment steps   |
-| networks              | 192-192 ReLU            | 256-256-256 SiLU                |
-| batch                 | 64 + 64                 | 128 + 128                       |
+|                           | here         | CleanIL          |
+|---------------------------|--------------|------------------|
+| gradient steps offline    | 60,000       | 500,000          |
+| environment steps online  | 150,000      | 1,000,000        |
+| networks                  | 192-192 ReLU | 256-256-256 SiLU |
+| batch                     | 64 + 64      | 128 + 128        |
 
 It recovers no reward: Q is fitted with reward 0, so no reward network is saved.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +42,6 @@ import torch.nn.functional as F
 
 import custom_irl as irl
 from baselines import offpolicy as op
-from baselines.iqlearn import awr_loss
 from benchmark.runs import command_line
 
 
@@ -50,7 +51,9 @@ class Config(op.SACConfig):
     batch_size: int = 128
     """transitions in a batch, half of them the expert's"""
     alpha: float = 0.1
-    """temperature of the policy's entropy"""
+    """temperature: offline of the advantages, online of the policy's entropy"""
+    policy_std: float = 0.1
+    """offline: standard deviation of the policy, in units of the action"""
     online: bool = False
     """learn from environment steps in place of the mixed data"""
     updates: int = 60_000
@@ -124,11 +127,12 @@ def offline_step(
 ) -> dict[str, float]:
     n = len(expert["obs"])
     both = op.concatenate(expert, mixed)
-    next_values = op.soft_value(sac.actor, sac.q_target, both["next_obs"], config.alpha)
+    policy_acts = op.sample_near_mode(sac.actor, both["obs"], config.policy_std)
+    next_acts = op.sample_near_mode(sac.actor, both["next_obs"], config.policy_std)
     with torch.no_grad():
-        policy_acts, policy_logprob = sac.actor.sample(both["obs"])
-    q_values = sac.q(both["obs"], both["acts"])
-    policy_q = sac.q(both["obs"], policy_acts)
+        next_values = sac.q_target(both["next_obs"], next_acts).amin(0)
+    values = sac.q(both["obs"].repeat(2, 1), torch.cat([both["acts"], policy_acts]))
+    q_values, policy_q = values.chunk(2, dim=1)
     expert_q, mixed_policy_q = q_values[:, :n], policy_q[:, n:]
     td = bellman_error(q_values, both["terminated"], next_values, config.gamma)
     loss = (1 - config.td_weight) * contrast(mixed_policy_q, expert_q) + config.td_weight * td
@@ -139,10 +143,9 @@ def offline_step(
             sac.q.head, inputs[:n], inputs[n:], config.q_max / 2, critics=2
         )
     op.gradient_step(sac.q_optimizer, loss / config.q_max**2)
-    values = policy_q.detach().amin(0) - config.alpha * policy_logprob
-    advantages = q_values.detach().amin(0) - values
-    logprob = sac.actor.log_prob(both["obs"], both["acts"])
-    policy_loss = awr_loss(logprob, advantages, config.alpha, config.max_weight)
+    advantages = (q_values.amin(0) - policy_q.amin(0)).detach()
+    modes = sac.actor.mode(both["obs"])
+    policy_loss = op.awr_loss(modes, both["acts"], advantages, config.alpha, config.max_weight)
     op.gradient_step(sac.actor_optimizer, policy_loss)
     op.polyak_update(sac.q_target, sac.q, config.tau)
     return {
@@ -152,7 +155,7 @@ def offline_step(
         "mixed_q": q_values[:, n:].mean().item(),
         "mixed_policy_q": mixed_policy_q.mean().item(),
         "mixed_chosen": (advantages[n:] > 0).float().mean().item(),
-        "expert_logprob": logprob[:n].mean().item(),
+        "action_error": (modes - both["acts"])[:n].square().mean().item(),
     }
 
 
@@ -212,13 +215,13 @@ def make_sac(config: Config, task: op.Task, q: op.TwinQ) -> op.SAC:
 def train_offline(config: Config, task: op.Task) -> irl.Training:
     sac = make_sac(config, task, op.TwinQ(*task.dims, config.hidden, config.q_max))
     gp_coef = of_env(config.gp_coef, task.args.env, "HalfCheetah", 10.0, 0.0)
-    log = op.Log(online=False)
+    log = op.Log(online=False, total=config.updates)
     half = config.batch_size // 2
     for step in op.progress(config.updates, f"recoil {task.args.env}", "update"):
         expert = op.sample(task.expert, half)
         mixed = op.sample(task.mixed, half)
         log.add(step, offline_step(sac, expert, mixed, config, gp_coef))
-    sac.actor.fit_evaluation_noise(task.expert["obs"])
+    sac.actor.actor_logstd.fill_(math.log(config.policy_std))
     return irl.Training(sac.actor, rows=log.rows)
 
 
@@ -227,7 +230,7 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
     td_weight = of_env(config.online_td_weight, task.args.env, "Hopper", 0.5, 0.2)
     buffer = op.ReplayBuffer(config.env_steps, *task.dims)
     explorer = op.Explorer(task, buffer)
-    log = op.Log(online=True)
+    log = op.Log(online=True, total=config.env_steps)
     half = config.batch_size // 2
     for step in op.progress(config.env_steps, f"recoil-online {task.args.env}", "step"):
         explorer.step(

@@ -153,8 +153,7 @@ def panels_block(published: pd.DataFrame) -> str:
     frame = published[~published["method"].isin(tables.CONTROLS)]
     cores = ", ".join(f"{n} on an {cpu}" for cpu, n in frame["cpu"].value_counts().items())
     return text + (
-        f"{len(frame)} runs of {frame['steps'].max():,} steps unless their name says otherwise"
-        f" (imitation's behavioural cloning takes none), one core each: {cores};"
+        f"{len(frame)} runs of as many environment steps as their row says, one core each: {cores};"
         f" MuJoCo {frame['mujoco'].mode()[0]}.\n"
     )
 
@@ -205,7 +204,8 @@ def control_rows() -> pd.DataFrame:
         for method, which in (("expert", card["expert"]["demos"]), ("random", card["random"])):
             rows.append({
                 "method": method, "variant": "full", "panel": "dense", "labels": "", "env": env,
-                "seed": 0, "steps": 0, "eval_return_mean": which["return_mean"],
+                "seed": 0, "steps": 0, **dict.fromkeys(tables.AMOUNTS_USED, 0),
+                "eval_return_mean": which["return_mean"],
                 "eval_return_std": which["return_std"],
                 "normalized_return": irl.normalized(which["return_mean"], card),
                 "date": card["date"], "mujoco": card["versions"]["mujoco"],

@@ -17,8 +17,9 @@ from benchmark import runs
 from benchmark.runs import ENVS
 
 KEY = ["method", "variant", "panel", "labels", "env", "seed"]
+AMOUNTS_USED = ("expert_transitions", "mixed_transitions", "expert_queries")  # and "steps"
 COLUMNS = [
-    *KEY, "steps", "eval_return_mean", "eval_return_std", "normalized_return",
+    *KEY, "steps", *AMOUNTS_USED, "eval_return_mean", "eval_return_std", "normalized_return",
     "sampled_return_mean", "steps_per_second", "minutes", "date", "git_commit", "git_clean",
     "mujoco", "cpu",
 ]  # fmt: skip
@@ -51,12 +52,15 @@ def read_row(folder: Path) -> dict:
     origin = runs.read_json(path) if path.exists() else {}
     try:
         config = result["config"]
+        labels = runs.labels_of(config, origin.get("quick", False))
+        labels += runs.changed(result["method"], result.get("hyperparameters", {}))
         row = {
             **{key: result[key] for key in ("method", "env", "seed", "steps", "date", "id")},
             **{key: result[key] for key in (*NUMBERS, "normalized_return")},
+            **amounts_used(result),
             "variant": runs.variant_of(result["method"], config),
             "panel": runs.panel_of(config),
-            "labels": " ".join(runs.labels_of(config, origin.get("quick", False))),
+            "labels": " ".join(labels),
             "sampled_return_mean": result["evaluation"]["sampled"]["mean"],
             "minutes": sum(result["seconds"].values()) / 60,
             "git_commit": origin.get("git_commit") or "",
@@ -72,6 +76,13 @@ def read_row(folder: Path) -> dict:
         raise irl.UserError(f"{folder / 'result.json'}: {problem}") from None
 
 
+def amounts_used(result: dict) -> dict[str, int]:
+    """What a run learned from, beside environment steps."""
+    expert = result.get("demos", {}).get("transitions", 0)  # of results without "data"
+    used = {"expert_transitions": expert, **result.get("data", {})}
+    return {key: used.get(key, 0) for key in AMOUNTS_USED}
+
+
 def check_row(row: dict) -> None:
     """ValueError naming the key for what cannot stand in a table."""
     numbers = [*NUMBERS, "sampled_return_mean"]
@@ -80,7 +91,10 @@ def check_row(row: dict) -> None:
     for key in numbers:
         if not isinstance(row[key], int | float) or not np.isfinite(row[key]):
             raise ValueError(f"{key}: {row[key]!r}, expected a finite number")
-    for kind, keys in ((int, ("seed", "steps")), (str, ("method", "env", "date", "id"))):
+    for kind, keys in (
+        (int, ("seed", "steps", *AMOUNTS_USED)),
+        (str, ("method", "env", "date", "id")),
+    ):
         for key in keys:
             if not isinstance(row[key], kind):
                 raise ValueError(f"{key}: {row[key]!r}, expected {kind.__name__}")
@@ -88,7 +102,24 @@ def check_row(row: dict) -> None:
 
 def read_published(path: Path = runs.PUBLISHED / "results.csv") -> pd.DataFrame:
     frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    frame = fill_amounts(frame.reindex(columns=COLUMNS))
     return frame.assign(labels=frame["labels"].fillna("").astype(str))
+
+
+def fill_amounts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Published rows that state no amounts: those of their panel, and no mixed transitions.
+
+    Every episode of the project's demonstrations has 1000 steps.
+    """
+    sizes = {name: n * len(range(0, 1000, every)) for (n, every), name in runs.PANELS.items()}
+    without = frame["method"].isin(("oracle", *CONTROLS)) | frame["method"].str.contains(
+        "sb3-|-frozen"
+    )
+    expert = frame["panel"].map(sizes).where(~without.astype(bool), 0)
+    filled = {"expert_transitions": expert, "mixed_transitions": 0, "expert_queries": 0}
+    return frame.assign(**{key: frame[key].fillna(value) for key, value in filled.items()}).astype(
+        dict.fromkeys(AMOUNTS_USED, int)
+    )
 
 
 def merge_published(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
@@ -190,7 +221,10 @@ def score_cell(scores: pd.DataFrame) -> str:
 
 
 def headline_table(frame: pd.DataFrame) -> str:
-    """method x environment, and the expert and the random policy where they normalise a run."""
+    """method x environment, and the expert and the random policy where they normalise a run.
+
+    The last columns say what each row learned from.
+    """
     envs = environments(frame)
     cards = [card_of(frame, env) for env in envs]
     experts = [f"{c['expert']['demos']['return_mean']:.0f}" if c else "" for c in cards]
@@ -198,10 +232,26 @@ def headline_table(frame: pd.DataFrame) -> str:
     rows = []
     for name, group in named(frame).groupby("name"):
         cells = [score_cell(group[group["env"] == env]) for env in envs]
-        rows.append([f"**{name}**", *cells])
-    above = [["expert (this project's demonstrations)", *experts]] if any(experts) else []
-    below = [["random policy", *randoms]] if any(randoms) else []
-    return markdown_table(["final policy", *envs], [*above, *rows, *below])
+        rows.append([f"**{name}**", *cells, *amount_cells(group)])
+    none = ["", "", ""]
+    above = [["expert (this project's demonstrations)", *experts, *none]] if any(experts) else []
+    below = [["random policy", *randoms, *none]] if any(randoms) else []
+    header = ["final policy", *envs, "demonstrated transitions", "mixed", "environment steps"]
+    return markdown_table(header, [*above, *rows, *below])
+
+
+def amount_cells(runs_of_row: pd.DataFrame) -> list[str]:
+    """Demonstrated transitions (and those that an expert was asked for), mixed ones, steps."""
+    demonstrated = amount(runs_of_row["expert_transitions"])
+    if runs_of_row["expert_queries"].any():
+        demonstrated += f" and {amount(runs_of_row['expert_queries'])} asked for"
+    return [demonstrated, amount(runs_of_row["mixed_transitions"]), amount(runs_of_row["steps"])]
+
+
+def amount(numbers: pd.Series) -> str:
+    """One number, or the range of several."""
+    low, high = numbers.min(), numbers.max()
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
 
 
 def commits(frame: pd.DataFrame) -> str:

@@ -1,13 +1,21 @@
 """The off-policy methods: losses on cases with known answers, ends of episodes, tiny runs."""
 
+import json
 import math
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform, TanhTransform
 
+import custom_irl as irl
+from baselines import dagger, gail_sac, ibc, iqlearn, recoil
 from baselines import offpolicy as op
+from baselines.frozen import frozen
+from benchmark import launch, resume, runs, tables
+from benchmark.load import load_reward, load_run
 
 OBS_DIM, ACTION_DIM = 4, 2
 LOW, HIGH = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
@@ -72,7 +80,8 @@ def test_gradient_penalty_is_one_sided_and_takes_the_largest_component():
     a, b = torch.randn(7, 3), torch.randn(7, 3)
     assert op.gradient_penalty(lambda x: x @ slope, a, b, 2.0).item() == pytest.approx(9)
     assert op.gradient_penalty(lambda x: x @ slope, a, b, 6.0).item() == 0
-    both = op.gradient_penalty(lambda x: torch.stack([x @ slope, 0 * x.sum(-1)]), a, b, 2.0)
+    slopes = torch.stack([slope, 0 * slope])
+    both = op.gradient_penalty(lambda x: (x * slopes[:, None]).sum(-1), a, b, 2.0, critics=2)
     assert both.item() == pytest.approx(4.5)
     # f(x) = x^2 between 0 and 1: the mean of (2 eps)^2 is 4/3.
     zero, one = torch.zeros(20_000, 1), torch.ones(20_000, 1)
@@ -100,16 +109,334 @@ def test_a_terminal_state_has_no_value():
 
 
 def test_sac_solves_a_bandit_and_counts_its_entropy():
-    """Reward -(a - 1)^2 / 0.02 at alpha 1: the best policy is N(1, 0.1^2), up to the squashing."""
-    config = op.SACConfig(hidden=(32, 32), lr=3e-3, batch_size=128, alpha=1.0, tau=0.05)
-    sac = op.SAC(1, 1, torch.tensor([-3.0]), torch.tensor([3.0]), config)
-    zeros = torch.zeros(128, 1)
+    """Reward -(a - 0.5)^2 / 2 at alpha 0.04: the best policy is N(0.5, 0.2^2), hardly squashed."""
+    config = op.SACConfig(hidden=(32, 32), lr=3e-3, alpha=0.04, tau=0.05)
+    sac = op.SAC(1, 1, torch.tensor([-2.0]), torch.tensor([2.0]), config)
+    zeros = torch.zeros(64, 1)
     for _ in range(400):
-        acts = 2 * torch.rand(128, 1)
-        batch = {"obs": zeros, "acts": acts, "next_obs": zeros, "terminated": torch.ones(128)}
-        op.sac_step(sac, batch, -((acts - 1) ** 2).squeeze(-1) / 0.02)
+        acts = 4 * torch.rand(64, 1) - 2
+        batch = {"obs": zeros, "acts": acts, "next_obs": zeros, "terminated": torch.ones(64)}
+        op.sac_step(sac, batch, -((acts - 0.5) ** 2).squeeze(-1) / 2)
     acts, logprob = sac.actor.sample(torch.zeros(5000, 1))
-    assert acts.mean().item() == pytest.approx(1, abs=0.05)
-    assert acts.std().item() == pytest.approx(0.1, rel=0.3)
+    assert acts.mean().item() == pytest.approx(0.5, abs=0.1)
+    assert acts.std().item() == pytest.approx(0.2, rel=0.3)
     entropy = 0.5 * math.log(2 * math.pi * math.e * acts.var().item())
     assert -logprob.mean().item() == pytest.approx(entropy, abs=0.1)
+
+
+def test_squared_errors_are_weighted_by_advantage_up_to_a_bound():
+    modes, acts = torch.zeros(3, 2), torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    advantages = torch.tensor([0.0, 0.1, 9.0])
+    expected = (1 * 1 + math.e * 4 + 100 * 2) / 3
+    assert op.awr_loss(modes, acts, advantages, 0.1, 100.0).item() == pytest.approx(expected)
+
+
+def test_actions_near_the_mode_stay_in_the_action_range():
+    actor, obs = make_actor(), torch.randn(4000, OBS_DIM)
+    acts = op.sample_near_mode(actor, obs, 0.01)
+    assert (acts - actor.mode(obs)).std().item() == pytest.approx(0.01, rel=0.1)
+    wide = op.sample_near_mode(actor, obs, 10.0)
+    assert ((wide >= LOW) & (wide <= HIGH)).all()
+
+
+# ---------------------------------------------------------------------------------- demonstrations
+def write_demos(path, terminated, lengths=(5, 4)):
+    rows = sum(lengths) + len(lengths)
+    obs = np.arange(rows, dtype=np.float32)[:, None]
+    arrays = {"obs": obs, "acts": np.zeros((sum(lengths), 1), np.float32)}
+    arrays["lengths"] = np.array(lengths)
+    if terminated is not None:
+        arrays["terminated"] = np.array(terminated)
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("terminated", "subsample", "expected"),
+    [
+        (None, 1, [0] * 9),
+        ([False, False], 1, [0] * 9),
+        ([True, False], 1, [0, 0, 0, 0, 1, 0, 0, 0, 0]),
+        ([False, True], 1, [0] * 8 + [1]),
+        (
+            [True, True],
+            2,
+            [0, 0, 1, 0, 0],
+        ),  # every second step: the second end is not kept
+    ],
+)
+def test_an_end_of_the_demonstrations_is_terminal_where_the_file_says_so(
+    terminated, subsample, expected, tmp_path
+):
+    path = write_demos(tmp_path / "demos.npz", terminated)
+    args = irl.Args(demos=path, demo_episodes=2, demo_subsample=subsample)
+    assert op.expert_terminated(args).tolist() == expected
+    assert len(irl.load_demos(path, 1, 1, 2, subsample)) == len(expected)
+
+
+def test_ends_of_another_shape_are_refused(tmp_path):
+    args = irl.Args(demos=write_demos(tmp_path / "demos.npz", [True]), demo_episodes=2)
+    with pytest.raises(
+        irl.UserError, match=r"demos\.npz: key 'terminated' is bool \(1,\); expected"
+    ):
+        op.expert_terminated(args)
+
+
+# ----------------------------------------------------------------------------------------- IBC
+def test_info_nce_is_the_cross_entropy_of_the_first_action():
+    scores = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    expected = -(1 - math.log(math.e + 2) + 0 - math.log(math.e**2 + 2)) / 2
+    assert ibc.info_nce_loss(scores).item() == pytest.approx(expected, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------- IQ-Learn
+def soft_values(q, alpha):
+    return alpha * torch.logsumexp(q / alpha, dim=1)
+
+
+def soft_optimal(reward, transition, gamma, alpha):
+    q = torch.zeros_like(reward)
+    for _ in range(2000):
+        q = reward + gamma * (transition @ soft_values(q, alpha))
+    return q
+
+
+def test_iqlearn_recovers_the_reward_of_a_small_mdp_up_to_shaping():
+    """Two rewards with one soft-optimal policy differ by gamma E phi(s') - phi(s) (Ng et al.)."""
+    n_states, n_actions, gamma, alpha = 4, 3, 0.9, 2.0
+    reward = torch.randn(n_states, n_actions)
+    transition = torch.rand(n_states, n_actions, n_states).pow(3)
+    transition /= transition.sum(-1, keepdim=True)
+    expert = torch.softmax(soft_optimal(reward, transition, gamma, alpha) / alpha, 1)
+    n = 40_000
+    states = torch.randint(n_states, (n,))
+    acts = torch.multinomial(expert[states], 1)[:, 0]
+    next_states = torch.multinomial(transition[states, acts], 1)[:, 0]
+    q = torch.zeros(n_states, n_actions, requires_grad=True)
+    optimizer = torch.optim.Adam([q], lr=0.05)
+    for _ in range(600):
+        values = soft_values(q, alpha)
+        rewards = iqlearn.implied_reward(
+            q[states, acts], torch.zeros(n), values[next_states], gamma
+        )
+        # A small weight of the squared reward: it fixes what shaping leaves free.
+        loss = iqlearn.offline_loss(q[states, acts], values[states], rewards, weight=0.995)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    q = q.detach()
+    torch.testing.assert_close(torch.softmax(q / alpha, 1), expert, atol=0.03, rtol=0)
+    recovered = q - gamma * (transition @ soft_values(q, alpha))
+    shaping = gamma * transition - torch.eye(n_states)[:, None]  # (states, actions, phi)
+    difference = (recovered - reward).reshape(-1, 1)
+    phi = torch.linalg.lstsq(shaping.reshape(-1, n_states), difference).solution
+    rest = difference - shaping.reshape(-1, n_states) @ phi
+    assert rest.abs().max() < 0.2 * reward.std()
+    assert difference.std() > 0.5 * reward.std()  # shaping was needed
+
+
+def test_the_implied_reward_of_a_terminal_transition_is_q():
+    q, ended = torch.tensor([[5.0, 5.0]]), torch.tensor([0.0, 1.0])
+    rewards = iqlearn.implied_reward(q, ended, torch.tensor([10.0, 10.0]), 0.9)
+    torch.testing.assert_close(rewards, torch.tensor([[-4.0, 5.0]]))
+
+
+def test_the_online_loss_by_hand():
+    rewards, is_expert = torch.tensor([[1.0, 3.0, 5.0, 7.0]]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    values, discounted = torch.tensor([[2.0, 2.0, 4.0, 4.0]]), torch.tensor([1.0, 1.0, 1.0, 1.0])
+    expected = -2 + 2 + (1 + 9 + 25 + 49) / 4 / (4 * 0.5)
+    loss = iqlearn.online_loss(rewards, values, discounted, is_expert, beta=0.5)
+    assert loss.item() == pytest.approx(expected)
+    twice = [x.repeat(2, 1) for x in (rewards, values)]
+    again = iqlearn.online_loss(*twice, discounted, is_expert, beta=0.5)
+    assert again.item() == pytest.approx(expected)
+
+
+# --------------------------------------------------------------------------------------- ReCOIL
+def test_recoils_terms_by_hand():
+    expert_q, policy_q = torch.tensor([[190.0, 210.0]]), torch.tensor([[0.0, -230.0]])
+    assert recoil.contrast(policy_q, expert_q).item() == -115 - 200
+    assert recoil.bound_loss(expert_q, policy_q, 200.0).item() == 100 + (200 + 230) / 2
+    td = recoil.bellman_error(
+        torch.tensor([[9.0, 2.0]]), torch.tensor([0.0, 1.0]), torch.tensor([8.0, 50.0]), 0.5
+    )
+    assert td.item() == pytest.approx(((9 - 4) ** 2 + 2**2) / 2)  # the end's next value counts 0
+
+
+def test_an_end_counts_as_the_absorbing_steps_after_it():
+    assert recoil.absorbing_share(torch.zeros(8), 0.9) == 0
+    assert recoil.absorbing_share(torch.tensor([1.0] + 9 * [0.0]), 0.9) == pytest.approx(0.5)
+    mean = recoil.replay_term(torch.tensor([[2.0, 4.0]]), torch.tensor([[-5.0]]), 0.25)
+    assert mean.item() == pytest.approx(0.75 * 3 - 0.25 * 5)
+
+
+def test_the_absorbing_state_is_an_input_of_its_own():
+    q = recoil.AbsorbingTwinQ(OBS_DIM, ACTION_DIM, (8, 8), unit=200.0)
+    inputs = q.inputs(torch.randn(5, OBS_DIM), torch.randn(5, ACTION_DIM))
+    assert (inputs[:, -1] == 0).all()
+    assert q.absorbing.shape == (1, inputs.shape[1])
+    assert q.absorbing[0, -1] == 1 and q.absorbing[0, :-1].abs().sum() == 0
+
+
+# ----------------------------------------------------------------------------------------- GAIL
+def test_the_reward_is_high_on_the_expert_and_knows_ends():
+    net = gail_sac.GAILReward(OBS_DIM, ACTION_DIM)
+    optimizer = op.adam(net.layers.parameters(), 3e-3)
+
+    def batch(shift, ended):
+        obs = torch.randn(64, OBS_DIM)
+        return {"obs": obs, "acts": torch.randn(64, ACTION_DIM) + shift, "terminated": ended}
+
+    ended = (torch.arange(64) % 2).float()
+    for _ in range(150):
+        terms = gail_sac.reward_step(
+            net, optimizer, batch(1, torch.zeros(64)), batch(0, ended), gail_sac.Config()
+        )
+    assert terms["expert_reward"] > terms["policy_reward"] + 0.5
+    state = batch(0, torch.zeros(64))
+    alive = net.reward(state["obs"], state["acts"], torch.zeros(64))
+    assert (alive > net.reward(state["obs"], state["acts"], torch.ones(64))).all()
+
+
+def test_the_wasserstein_loss_and_the_absorbing_reward_by_hand():
+    loss = gail_sac.reward_loss(torch.tensor([3.0]), torch.tensor([1.0]), 0.1)
+    assert loss.item() == pytest.approx(1 - 3 + 0.1 * (9 + 1) / 2)
+    rewards = gail_sac.absorbing_rewards(torch.tensor([2.0, -2.0]), torch.tensor([0.0, 1.0]), 0.9)
+    torch.testing.assert_close(rewards, torch.tensor([2.0, -20.0]))
+    # A constant added to the reward shifts every value by the same, at an end too.
+    ended = torch.tensor([0.0, 1.0])
+    values = [
+        op.td_target(
+            gail_sac.absorbing_rewards(torch.full((2,), c), ended, 0.9), ended, c / (1 - 0.9), 0.9
+        )
+        for c in (1.0, -1.0)
+    ]
+    torch.testing.assert_close(values[0], torch.tensor([10.0, 10.0]))
+    torch.testing.assert_close(values[1], -values[0])
+
+
+def test_the_saved_reward_recognises_terminal_states():
+    net = gail_sac.GAILReward(OBS_DIM, ACTION_DIM)
+    next_obs = torch.randn(2000, OBS_DIM)
+    replay = {"next_obs": next_obs, "terminated": (next_obs[:, 0] < -1.5).float()}
+    batch = torch.randn(500, OBS_DIM), torch.randn(500, ACTION_DIM), torch.randn(500, OBS_DIM)
+    torch.testing.assert_close(net(*batch), net.reward(*batch[:2], torch.zeros(500)))
+    gail_sac.fit_termination(net, {**replay, "terminated": torch.zeros(2000)}, 5)
+    assert net.knows_ends == 0
+    gail_sac.fit_termination(net, replay, 300)
+    for value in (0.0, -3.0):
+        next_state = torch.cat([torch.full((500, 1), value), batch[2][:, 1:]], 1)
+        expected = net.reward(*batch[:2], torch.full((500,), float(value < -1.5)))
+        agree = (net(*batch[:2], next_state) - expected).abs() < 1e-6
+        assert agree.float().mean() > 0.95
+
+
+# ------------------------------------------------------------------------------------------- runs
+FEW = {"updates": 3, "env_steps": 40, "random_steps": 20, "rounds": 1, "round_steps": 50}
+FEW |= {"termination_steps": 2}
+TINY = {"demo_episodes": 4, "demo_subsample": 20, "max_episode_steps": 100}
+
+
+def few(trainer: runs.Trainer, module):
+    config = module.Config(online=True) if trainer.online else module.Config()
+    known = {field.name for field in fields(config)}
+    return replace(config, **{key: n for key, n in FEW.items() if key in known})
+
+
+@pytest.fixture
+def mixed(tmp_path, monkeypatch):
+    """A small file of mixed data in place of the project's."""
+    import demos.mixed
+
+    n = 300
+    arrays = {"obs": np.random.randn(n, 11), "acts": np.random.rand(n, 3) * 2 - 1}
+    arrays |= {"next_obs": np.random.randn(n, 11), "terminated": np.arange(n) % 10 == 9}
+    path = tmp_path / "Hopper-v4.npz"
+    np.savez(path, **arrays)
+    monkeypatch.setattr(demos.mixed, "FOLDER", tmp_path)
+    monkeypatch.setattr(demos.mixed, "load_mixed", lambda env_id: dict(np.load(path)))
+
+
+OURS = ("ibc", "iqlearn", "iqlearn-online", "recoil", "recoil-online", "gail-sac", "dagger")
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_each_method_leaves_the_result_of_any_run(method, tmp_path, mixed):
+    trainer = runs.TRAINERS[method]
+    module = __import__(trainer.module, fromlist=["Config"])
+    config = few(trainer, module)
+    args = irl.Args("Hopper-v4", out=tmp_path / "run", **TINY)
+    train = getattr(module, "train", None) or (
+        module.train_online if trainer.online else module.train_offline
+    )
+    result = op.run(train, config, args, method, uses_mixed=method == "recoil")
+    assert result == runs.read_result(args.out)
+    online = trainer.online or method in ("gail-sac", "dagger")
+    assert (result["steps"] > 0) == online
+    used = {"expert_transitions": 200, "environment_steps": result["steps"]}
+    used["mixed_transitions"] = 300 if method == "recoil" else 0
+    used |= {"expert_queries": result["steps"]} if method == "dagger" else {}
+    assert result["data"] == used
+    assert result["hyperparameters"] == runs.as_json(vars(config))
+    assert op.run(train, config, args, method, uses_mixed=method == "recoil") == result  # read
+    with pytest.raises(irl.UserError, match="another run"):
+        other = replace(config, lr=0.5)
+        op.run(train, other, args, method, uses_mixed=method == "recoil")
+    policy, net = load_run(args.out)
+    obs = torch.randn(7, 11)
+    assert policy.actor_mean(obs).shape == (7, 3)
+    assert policy.actor_logstd.shape == (1, 3)
+    row = tables.read_row(args.out)
+    assert "lr" not in row["labels"] and any(key.replace("_", "-") in row["labels"] for key in FEW)
+    if not trainer.reward:
+        assert net is None
+        return
+    batch = (obs.numpy(), np.zeros((7, 3)), obs.numpy())
+    rewards = load_reward(args.out)(*batch)
+    assert rewards.shape == (7,) and np.isfinite(rewards).all()
+    make_net, _, name = frozen(args.out)
+    irl.check_size(make_net(11, 3), 11, 3)
+    assert name == f"{method}-frozen"
+
+
+def test_the_implicit_reward_is_q_minus_the_next_value():
+    config = iqlearn.Config()
+    sac = op.SAC(OBS_DIM, ACTION_DIM, -torch.ones(2), torch.ones(2), config)
+    net = iqlearn.saved_reward(sac, (OBS_DIM, ACTION_DIM))
+    obs, acts, next_obs = (torch.randn(9, d) for d in (OBS_DIM, ACTION_DIM, OBS_DIM))
+    next_value = sac.q(next_obs, sac.actor.mode(next_obs)).amin(0)
+    expected = sac.q(obs, acts).amin(0) - 0.99 * next_value
+    torch.testing.assert_close(net(obs, acts, next_obs), expected)
+
+
+def test_flags_that_a_method_does_not_read_are_refused(tmp_path):
+    args = irl.Args(total_timesteps=4096, out=tmp_path)
+    with pytest.raises(irl.UserError, match="--total-timesteps: not a flag of ibc"):
+        op.run(ibc.train, ibc.Config(), args, "ibc")
+    monkey = ["ibc", "--env", "Hopper-v4"]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(irl.UserError, match="loop of its own; expected python -m baselines"),
+    ):
+        patch.setattr("sys.argv", ["resume", *monkey])
+        resume.main()
+    for flags, message in ((["--true-reward"], "--true-reward"), ([], "--quick")):
+        config = launch.Config(method="gail-sac", quick=not flags)
+        with pytest.raises(irl.UserError, match=message):
+            launch.check(config, flags)
+
+
+def test_the_launcher_starts_each_method_by_its_own_module():
+    config = launch.Config(method="recoil-online", seeds=(1,), envs=("Hopper-v4",), panel="tiny")
+    (job,) = launch.make_jobs(config, [])
+    words = " ".join(job.command)
+    assert "-m baselines.recoil --online --env Hopper-v4 --seed 1 --demo-episodes 4" in words
+    assert job.folder.parts[-3] == "recoil-online-tiny"
+
+
+def test_dagger_starts_from_the_demonstrations_by_episode():
+    demos = {"obs": torch.arange(5.0)[:, None], "next_obs": torch.arange(5.0)[:, None] + 0.5}
+    first, second = dagger.trajectories({**demos, "acts": torch.zeros(5, 1)}, np.array([3, 2]))
+    assert first.obs[:, 0].tolist() == [0, 1, 2, 2.5]
+    assert second.obs[:, 0].tolist() == [3, 4, 4.5]
+    assert json.dumps(second.acts.tolist()) == "[[0.0], [0.0]]"
