@@ -34,12 +34,12 @@ from baselines.offpolicy import (
     SACConfig,
     TanhGaussianActor,
     Task,
+    actor_loss,
     adam,
     critic_step,
     gradient_penalty,
     gradient_step,
     mlp,
-    sac_step,
     sample,
 )
 
@@ -48,16 +48,20 @@ from baselines.offpolicy import (
 class ModelBasedConfig(SACConfig):
     """Hyperparameters of both methods, after those of SAC."""
 
-    alpha: float | None = 0.01
-    """temperature of the entropy. With one learned for an entropy of -action_dim the actor's noise
+    alpha: float = 0.01
+    """temperature of the entropy, fixed. With one learned for an entropy of -action_dim the actor's noise
     is as large as 0.2, with which even the expert falls; no reward closes that gap."""
     steps: int = 50_000
     """gradient steps of actor and critics"""
     bc_steps: int = 5_000
     """gradient steps of behaviour cloning that the actor starts from"""
+    bc_weight: float = 1.0
+    """of the expert's likelihood in the actor's loss (`anchored_loss`); 0: SAC alone"""
+    q_weight: float = 2.5
+    """of SAC's loss beside it, in units of the mean |Q| of a batch; TD3+BC's own"""
     first_std: float = 0.1
     """standard deviation of the actor's actions, before tanh, after that"""
-    actor_lr: float = 3e-5
+    actor_lr: float = 1e-4
     """learning rate of the actor: slower than reward and critics, which have to follow it"""
     critic_steps: int = 5_000
     """first of `steps` in which the actor rests, so that the critics are of use when it moves"""
@@ -141,6 +145,22 @@ def bc_loss(sac: SAC, expert: Batch) -> torch.Tensor:
     """mean |mode(s) - a|^2. The log-likelihood of a deterministic expert, whose noise the actor
     would learn to be 0 as well, does worse: its gradients grow as the noise shrinks."""
     return (sac.actor.mode(expert["obs"]) - expert["acts"]).square().sum(-1).mean()
+
+
+def anchored_loss(sac: SAC, batch: Batch, expert: Batch, config: ModelBasedConfig) -> torch.Tensor:
+    """q_weight / mean |Q| * SAC's loss + bc_weight * mean |mode(s) - a|^2, the latter the expert's.
+
+    The second term is the objective of the outer problem, the expert's likelihood, taken by the
+    actor directly. SAC alone leaves the BC clone as soon as the actor moves, and 50,000 steps are
+    too few to come back. The scale is that of TD3+BC (arXiv 2106.06860).
+    """
+    acts, logprob = sac.actor.sample(batch["obs"])
+    q_values = sac.q(batch["obs"], acts)
+    loss = actor_loss(q_values, logprob, sac.alpha)
+    if not config.bc_weight:
+        return loss
+    unit = q_values.detach().abs().mean()
+    return config.q_weight / unit * loss + config.bc_weight * bc_loss(sac, expert)
 
 
 def set_noise(actor: TanhGaussianActor, std: float) -> None:
@@ -253,9 +273,12 @@ class Learner:
 
     def policy_step(self, step: int, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
         """SAC's step number `step`, from 1 on; without the actor's in the first `critic_steps`."""
+        report = critic_step(self.sac, batch, rewards)
         if step <= self.config.critic_steps:
-            return critic_step(self.sac, batch, rewards)
-        return sac_step(self.sac, batch, rewards)
+            return report
+        expert = sample(self.expert, self.config.batch_size)
+        loss = anchored_loss(self.sac, batch, expert, self.config)
+        return report | {"actor_loss": gradient_step(self.sac.actor_optimizer, loss)}
 
     def training(self, rows: list[dict]) -> irl.Training:
         """What a run saves."""

@@ -278,3 +278,24 @@ def test_a_run_says_what_it_used_and_its_reward_loads(name, tmp_path, monkeypatc
     again = {**vars(args), "out": tmp_path / "frozen", "seed": 2, "total_timesteps": 2048}
     frozen = irl.run(*baselines_frozen(args.out)[:2], irl.Args(**again), f"{name}-frozen")
     assert frozen["method"] == f"{name}-frozen"
+
+
+def test_the_anchored_loss_by_hand(learner):
+    """Q = 4 everywhere, alpha 0.01: SAC's loss over |Q|, and the squared error of the mode."""
+    sac, config = learner.sac, learner.config
+    sac.q = lambda obs, acts: torch.full((2, len(obs)), 4.0)
+    batch = offpolicy.sample(learner.expert, 8)
+    mode = sac.actor.mode(batch["obs"]).detach()
+    expert = {**batch, "acts": mode + 0.5}
+    torch.manual_seed(3)
+    loss = modelbased.anchored_loss(sac, batch, expert, config)
+    torch.manual_seed(3)
+    _, logprob = sac.actor.sample(batch["obs"])
+    entropy_cost = 0.01 * logprob.mean().item()
+    expected = 2.5 / 4 * (entropy_cost - 4) + 3 * 0.25
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    alone = replace(config, bc_weight=0.0)
+    torch.manual_seed(3)
+    assert modelbased.anchored_loss(sac, batch, expert, alone).item() == pytest.approx(
+        entropy_cost - 4, abs=1e-5
+    )
