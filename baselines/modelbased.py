@@ -49,8 +49,8 @@ class ModelBasedConfig(SACConfig):
     """Hyperparameters of both methods, after those of SAC."""
 
     alpha: float = 0.01
-    """temperature of the entropy, fixed. With one learned for an entropy of -action_dim the actor's noise
-    is as large as 0.2, with which even the expert falls; no reward closes that gap."""
+    """temperature of the entropy, fixed. One learned for an entropy of -action_dim leaves the actor
+    noise of 0.2, with which even the expert falls."""
     steps: int = 50_000
     """gradient steps of actor and critics"""
     bc_steps: int = 5_000
