@@ -11,7 +11,8 @@ hour; beside it the sizes that CleanIL's published returns were reached with:
     ensemble                  7 members, 5 kept, 3 x 200            the same
     mixed data                100,000 transitions, below half of    medium-replay of D4RL
                               the expert (demos/mixed.py)
-    the actor starts as       a BC clone                            initialised
+    the actor                 starts as a BC clone, the expert's    starts as initialised, SAC's
+                              likelihood in its loss                loss
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class ModelBasedConfig(SACConfig):
     """Hyperparameters of both methods, after those of SAC."""
 
     alpha: float = 0.01
-    """temperature of the entropy, fixed. One learned for an entropy of -action_dim leaves the actor
-    noise of 0.2, with which even the expert falls."""
+    """temperature of the entropy, fixed: one learned for an entropy of -action_dim keeps noise of
+    0.2 in the actions, with which even the expert falls"""
     steps: int = 50_000
     """gradient steps of actor and critics"""
     bc_steps: int = 5_000
