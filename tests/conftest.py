@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -56,6 +57,14 @@ def launcher(monkeypatch, tmp_path):
 def own_key(tmp_path_factory):
     """The key that signs checkpoints is not the user's."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_hangup():
+    """Commands that the tests start hear a closed terminal, also where the tests run under nohup."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, old)
 
 
 @pytest.fixture(autouse=True)

@@ -135,6 +135,7 @@ def play(session: Session) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the launcher's, also where this is under nohup
     session = Session(Path(sys.argv[1]))
     try:
         play(session)

@@ -57,7 +57,7 @@ def test_a_closed_launcher_finds_its_jobs_again(tmp_path):
     first = queue_of(tmp_path)
     jobs = jobs_with(script, tmp_path, n=2)
     first.submit(jobs)
-    wait_for(lambda: all(job.folder.exists() for job in jobs))
+    wait_for(lambda: all(job.ticket.status.exists() for job in jobs))
 
     again = jobs_with(script, tmp_path, n=3)
     second = queue_of(tmp_path)

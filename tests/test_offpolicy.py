@@ -171,7 +171,8 @@ def test_an_end_of_the_demonstrations_is_terminal_where_the_file_says_so(
     path = write_demos(tmp_path / "demos.npz", terminated)
     args = irl.Args(demos=path, demo_episodes=2, demo_subsample=subsample)
     assert op.expert_terminated(args).tolist() == expected
-    assert len(irl.load_demos(path, 1, 1, 2, subsample)) == len(expected)
+    demos = irl.load_demos(path, 1, 1, 2, subsample)
+    assert demos.source["transitions"] == len(expected)
 
 
 def test_ends_of_another_shape_are_refused(tmp_path):
@@ -423,12 +424,12 @@ def test_flags_that_a_method_does_not_read_are_refused(tmp_path):
     for flags, message in ((["--true-reward"], "--true-reward"), ([], "--quick")):
         config = launch.Config(method="gail-sac", quick=not flags)
         with pytest.raises(irl.UserError, match=message):
-            launch.check(config, flags)
+            launch.runs_of(config, flags)
 
 
 def test_the_launcher_starts_each_method_by_its_own_module():
     config = launch.Config(method="recoil-online", seeds=(1,), envs=("Hopper-v4",), panel="tiny")
-    (job,) = launch.make_jobs(config, [])
+    (job,) = launch.make_jobs(launch.runs_of(config, []), config.results)
     words = " ".join(job.command)
     assert "-m baselines.recoil --online --env Hopper-v4 --seed 1 --demo-episodes 4" in words
     assert job.folder.parts[-3] == "recoil-online-tiny"
