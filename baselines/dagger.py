@@ -114,12 +114,6 @@ def trajectories(demos: op.Batch, lengths: np.ndarray) -> list[Trajectory]:
     ]
 
 
-def kept_lengths(args: irl.Args) -> np.ndarray:
-    """Transitions that `irl.load_demos` keeps of each episode."""
-    lengths = irl.read_npz(args.demos_path, ("lengths",))["lengths"][: args.demo_episodes]
-    return (lengths - 1) // args.demo_subsample + 1
-
-
 class CountedEnv(gym.Wrapper):
     """Counts steps, and notes the return of every finished episode."""
 
@@ -144,6 +138,7 @@ def train(config: Config, task: op.Task) -> irl.Training:
     expert_path = irl.ROOT / "demos" / f"{args.env}.expert.npz"
     if not expert_path.is_file():
         raise irl.UserError(f"{expert_path}: no such file; DAgger needs an expert to ask")
+    lengths = irl.read_npz(args.demos_path, ("lengths",))["lengths"][: args.demo_episodes]
     env = CountedEnv(task.env)
     venv = make_vec_env(lambda: env, 1, seed=args.seed)
     network = make_network(venv.observation_space, venv.action_space, config.lr)
@@ -170,7 +165,7 @@ def train(config: Config, task: op.Task) -> irl.Training:
             scratch_dir=scratch,
             expert_policy=expert,
             rng=rng,
-            expert_trajs=trajectories(task.expert, kept_lengths(args)),
+            expert_trajs=trajectories(task.expert, op.kept_lengths(lengths, args)),
             beta_schedule=LinearBetaSchedule(config.rounds),
             bc_trainer=learner,
             custom_logger=quiet,

@@ -163,9 +163,7 @@ def train(config: Config, task: op.Task) -> irl.Training:
     explorer = op.Explorer(task, buffer)
     log = op.Log(online=True, total=config.env_steps)
     for step in op.progress(config.env_steps, f"gail-sac {task.args.env}", "step"):
-        explorer.step(
-            explorer.uniform() if step <= config.random_steps else explorer.act(sac.actor)
-        )
+        explorer.step(sac.actor if step > config.random_steps else None)
         report = {}
         if step > config.random_steps and step % config.reward_every == 0:
             expert = op.sample(task.expert, config.batch_size)

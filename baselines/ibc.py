@@ -80,11 +80,6 @@ def info_nce_loss(scores: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long))
 
 
-def actor_loss(scores: torch.Tensor, logprob: torch.Tensor, alpha: float) -> torch.Tensor:
-    """mean alpha log pi(a|s) - f(s, a), a ~ pi reparametrised."""
-    return (alpha * logprob - scores).mean()
-
-
 def score_loss(
     score: Score, batch: op.Batch, actor_acts: torch.Tensor, low, high, config: Config
 ) -> dict[str, torch.Tensor]:
@@ -117,7 +112,7 @@ def train(config: Config, task: op.Task) -> irl.Training:
         acts, logprob = actor.sample(batch["obs"])
         terms = score_loss(score, batch, acts.detach(), low, high, config)
         op.gradient_step(score_optimizer, terms["info_nce"] + config.gp_coef * terms["penalty"])
-        loss = actor_loss(score(batch["obs"], acts), logprob, config.alpha)
+        loss = op.actor_loss(score(batch["obs"], acts)[None], logprob, config.alpha)
         op.gradient_step(actor_optimizer, loss)
         op.polyak_update(averaged, actor, config.average_tau)
         report = {name: term.item() for name, term in terms.items()}

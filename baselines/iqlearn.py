@@ -204,9 +204,7 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
     half = config.online_batch_size // 2
     is_expert = torch.cat([torch.ones(half), torch.zeros(half)])
     for step in op.progress(config.env_steps, f"iqlearn-online {task.args.env}", "step"):
-        explorer.step(
-            explorer.uniform() if step <= config.random_steps else explorer.act(sac.actor)
-        )
+        explorer.step(sac.actor if step > config.random_steps else None)
         report = {}
         if step > config.random_steps:
             batch = op.concatenate(op.sample(task.expert, half), buffer.sample(half))

@@ -17,7 +17,6 @@ hour; beside it the sizes that CleanIL's published returns were reached with:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -26,17 +25,15 @@ import torch.nn as nn
 import custom_irl as irl
 from baselines.dynamics import DynamicsConfig, fit_ensemble, imagine, termination
 from baselines.offpolicy import (
-    LOGSTD_MAX,
-    LOGSTD_MIN,
     SAC,
     Batch,
     Normalizer,
     ReplayBuffer,
     SACConfig,
-    TanhGaussianActor,
     Task,
     actor_loss,
     adam,
+    concatenate,
     critic_step,
     gradient_penalty,
     gradient_step,
@@ -164,17 +161,6 @@ def anchored_loss(sac: SAC, batch: Batch, expert: Batch, config: ModelBasedConfi
     return config.q_weight / unit * loss + config.bc_weight * bc_loss(sac, expert)
 
 
-def set_noise(actor: TanhGaussianActor, std: float) -> None:
-    """The standard deviation before tanh becomes `std` in all states."""
-    middle, half = (LOGSTD_MAX + LOGSTD_MIN) / 2, (LOGSTD_MAX - LOGSTD_MIN) / 2
-    nn.init.zeros_(actor.logstd.weight)
-    nn.init.constant_(actor.logstd.bias, math.atanh((math.log(std) - middle) / half))
-
-
-def joined(*batches: Batch) -> Batch:
-    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-
-
 def certain(batch: Batch) -> Batch:
     """Real transitions, with the column that imagined ones have: their uncertainty, 0."""
     return {**batch, "uncertainty": torch.zeros(len(batch["obs"]))}
@@ -188,7 +174,7 @@ class Learner:
         self.config = config
         self.terminates = termination(task.args.env)
         self.expert, self.mixed = certain(task.expert), certain(task.mixed)
-        self.data = joined(self.expert, self.mixed)
+        self.data = concatenate(self.expert, self.mixed)
         observations = torch.cat([self.data["obs"], self.data["next_obs"]])
         self.bound = (observations.amin(0), observations.amax(0))
 
@@ -203,7 +189,7 @@ class Learner:
             gradient_step(
                 self.sac.actor_optimizer, bc_loss(self.sac, sample(self.expert, config.batch_size))
             )
-        set_noise(self.sac.actor, config.first_std)
+        self.sac.actor.set_std(config.first_std)
         self.sac.actor_optimizer = adam(self.sac.actor.parameters(), config.actor_lr)
         capacity = config.kept_rollouts * (config.n_starts // 2) * config.rollout_steps
         self.matched = ReplayBuffer(capacity, *task.dims, uncertainty=0)
@@ -235,7 +221,7 @@ class Learner:
             buffer.add(**rows, uncertainty=uncertainty)
             report[f"{name}_length"] = len(uncertainty) / len(starts)
             report[f"{name}_uncertainty"] = uncertainty.mean().item()
-        batch = joined(self.matched.sample(2048), self.other.sample(2048))
+        batch = concatenate(self.matched.sample(2048), self.other.sample(2048))
         self.reward_net.rebase(batch, self.config.baseline_quantile, 1.0 if first else 0.1)
         return report | {"reward_baseline": self.reward_net.baseline.item()}
 
@@ -254,7 +240,7 @@ class Learner:
         """A batch for SAC: imagined and real transitions, from the expert's and from mixed data."""
         n = self.config.batch_size // 2
         n_real = round(n * self.config.real_share)
-        return joined(
+        return concatenate(
             self.matched.sample(n - n_real),
             self.other.sample(n - n_real),
             sample(self.expert, n_real),

@@ -28,6 +28,8 @@ import custom_irl as irl
 from benchmark import runs
 
 LOGSTD_MIN, LOGSTD_MAX = -5.0, 2.0  # of the Gaussian before tanh
+LOGSTD_MIDDLE = (LOGSTD_MAX + LOGSTD_MIN) / 2
+LOGSTD_HALF = (LOGSTD_MAX - LOGSTD_MIN) / 2
 ACTION_LIMIT = 0.999  # of demonstrated actions, in units of the action range: atanh(1) is infinite
 OBS_CLIP = 20.0  # bound of normalised observations, in standard deviations
 MIN_OBS_STD = 0.05  # floor of the standard deviation, for nearly constant inputs
@@ -118,8 +120,14 @@ class TanhGaussianActor(nn.Module):
     def gaussian(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """mean and log standard deviation of u, (n, action_dim) each."""
         hidden = self.actor_mean.hidden(obs)
-        middle, half = (LOGSTD_MAX + LOGSTD_MIN) / 2, (LOGSTD_MAX - LOGSTD_MIN) / 2
-        return self.actor_mean.mean(hidden), middle + half * torch.tanh(self.logstd(hidden))
+        logstd = LOGSTD_MIDDLE + LOGSTD_HALF * torch.tanh(self.logstd(hidden))
+        return self.actor_mean.mean(hidden), logstd
+
+    @torch.no_grad()
+    def set_std(self, std: float) -> None:
+        """The standard deviation of u becomes `std` in all states."""
+        self.logstd.weight.zero_()
+        self.logstd.bias.fill_(math.atanh((math.log(std) - LOGSTD_MIDDLE) / LOGSTD_HALF))
 
     def log_density(self, u: torch.Tensor, z: torch.Tensor, logstd: torch.Tensor) -> torch.Tensor:
         """log pi(a|s) = log N(u) - sum log |da/du|, with z = (u - mean) / std.
@@ -264,8 +272,8 @@ def sample(data: Batch, n: int) -> Batch:
     return {name: column[rows] for name, column in data.items()}
 
 
-def concatenate(a: Batch, b: Batch) -> Batch:
-    return {name: torch.cat([a[name], b[name]]) for name in a}
+def concatenate(*batches: Batch) -> Batch:
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 # --------------------------------------------------------------------------------------------- SAC
@@ -422,6 +430,11 @@ def make_policy(dims: Sequence[int], hyperparameters: dict) -> TanhGaussianActor
     return TanhGaussianActor(*dims, hyperparameters["hidden"])
 
 
+def kept_lengths(lengths: np.ndarray, args: irl.Args) -> np.ndarray:
+    """Transitions that `irl.load_demos` keeps of episodes of these lengths."""
+    return (lengths - 1) // args.demo_subsample + 1
+
+
 def expert_terminated(args: irl.Args) -> torch.Tensor:
     """1 for those of the demonstrations' transitions that ended their episode, (n,), else 0.
 
@@ -436,7 +449,7 @@ def expert_terminated(args: irl.Args) -> torch.Tensor:
         expected = f"expected bool {data['lengths'].shape}"
         raise irl.UserError(f"{args.demos_path}: key 'terminated' is {found}; {expected}")
     last_is_kept = (lengths - 1) % args.demo_subsample == 0
-    kept = (lengths - 1) // args.demo_subsample + 1
+    kept = kept_lengths(lengths, args)
     flags = np.zeros(kept.sum(), np.float32)
     flags[np.cumsum(kept) - 1] = ended[: args.demo_episodes] & last_is_kept
     return torch.as_tensor(flags)
@@ -476,8 +489,12 @@ class Explorer:
     def uniform(self) -> np.ndarray:
         return (self.low + (self.high - self.low) * torch.rand(len(self.low)).numpy()).astype("f4")
 
-    def step(self, action: np.ndarray) -> None:
-        """Takes one step; the environment's reward is summed for metrics.csv and nothing else."""
+    def step(self, actor: TanhGaussianActor | None) -> None:
+        """One step with an action that `actor` samples, without it a uniform one.
+
+        The environment's reward is summed for metrics.csv and nothing else.
+        """
+        action = self.uniform() if actor is None else self.act(actor)
         action = action.clip(self.low, self.high)
         obs = np.array(self.obs, np.float32)
         next_obs, reward, terminated, truncated = irl.step_env(self.env, action)

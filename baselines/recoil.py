@@ -233,9 +233,7 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
     log = op.Log(online=True, total=config.env_steps)
     half = config.batch_size // 2
     for step in op.progress(config.env_steps, f"recoil-online {task.args.env}", "step"):
-        explorer.step(
-            explorer.uniform() if step <= config.random_steps else explorer.act(sac.actor)
-        )
+        explorer.step(sac.actor if step > config.random_steps else None)
         report = {}
         if step > config.random_steps:
             expert, replay = op.sample(task.expert, half), buffer.sample(half)
