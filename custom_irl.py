@@ -10,7 +10,6 @@ method of your own is two such classes and `main(RewardNetwork, IRLAlgorithm, me
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -41,6 +40,7 @@ ROOT = Path(__file__).resolve().parent
 EVAL_EPISODES = 10
 MAX_NPZ_BYTES = 2**30  # of the uncompressed arrays in a file of demonstrations
 CARD_SCHEMA = "irl-card-1"  # marks the JSON file beside demonstrations that states their returns
+LOCK = ".lock"  # in a run's folder: who trains in it
 PACKAGES = ("gymnasium", "mujoco", "numpy", "torch")  # whose versions result.json states
 
 
@@ -165,7 +165,8 @@ class VectorEnv:
     def __init__(self, args: Args):
         self.envs = [make_env(args.env, args.max_episode_steps) for _ in range(args.num_envs)]
         self.action_space = self.envs[0].action_space
-        self.obs_dim, self.action_dim = env_dims(args)
+        self.obs_dim = self.envs[0].observation_space.shape[0]
+        self.action_dim = self.action_space.shape[0]
         self.obs = np.zeros((args.num_envs, self.obs_dim), np.float32)  # to act on
         for i, seed in enumerate(seeds_for(args.seed, purpose=0, n=args.num_envs)):
             reset_env(self.envs[i], seed)
@@ -246,6 +247,7 @@ def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsamp
         if x.shape != shape or not finite:
             found = f"{x.dtype} {x.shape}{'' if finite else ', not all finite'}"
             raise UserError(f"{path}: key '{key}' is {found}; expected finite floats {shape}")
+    lengths = lengths.astype(np.int64)  # 255 + 1 is 0 in uint8
     obs = np.split(data["obs"], np.cumsum(lengths[:episodes] + 1))[:episodes]
     acts = np.split(data["acts"], np.cumsum(lengths[:episodes]))[:episodes]
     kept = {
@@ -1443,21 +1445,47 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Held(UserError):
+    """Another process trains in the folder."""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps `folder` for this process. UserError if another run, the launcher's too, holds it."""
+def locked(folder: Path, holder: str = "", check=lambda left: None) -> Iterator[None]:
+    """Keeps `folder` for this process until the end of the block; Held if another one has it.
+
+    The kernel releases the lock when the process dies. Until then its file says who the `holder`
+    is, in the words of benchmark/runs.py. `check` gets what one that did not end properly left.
+    """
+    import fcntl  # POSIX only; results can be read without it
+
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    path = folder / LOCK
+    holder = holder or f"{platform.node()} {os.getpid()} - - 0"
+    with path.open("a+b", buffering=0) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
         except BlockingIOError:
-            lock.seek(0)
-            host, pid = lock.read().split()[:2] or ("?", "?")
-            raise UserError(f"{folder}: held by process {pid} on host {host}") from None
+            free = False
+        except OSError as error:
+            expected = "expected a folder on a file system with locks"
+            raise UserError(f"{path}: cannot be locked ({error.strerror}); {expected}") from None
+        lock.seek(0)
+        left = lock.read().decode(errors="replace")
+        if not free:
+            host, pid = (*left.split(), "-", "-")[:2]
+            raise Held(f"{folder}: held by process {pid} on host {host}, which trains in it")
+        check(left)
         lock.truncate(0)
-        print(platform.node(), os.getpid(), "- - 0", file=lock, flush=True)  # as runs.Holder
-        yield
-        lock.truncate(0)
+        try:
+            lock.write(f"{holder}\n".encode())
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        try:
+            yield
+        finally:
+            lock.truncate(0)
 
 
 def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:

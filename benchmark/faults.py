@@ -268,7 +268,7 @@ def one_line(worker: Worker, code: int, expected: int, *words: str) -> list[str]
 
 def contents(folder: Path) -> dict[str, str]:
     """The files of a run and their hashes, without the lock."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != runs.LOCK]
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != irl.LOCK]
     return {str(path.relative_to(folder)): irl.sha256(path) for path in files}
 
 
@@ -396,12 +396,12 @@ def folder(config: Config, whole: Whole, scratch: Path, rng: np.random.Generator
     found += one_line(second, second.wait(), runs.TRY_LATER, f"process {worker.pid} on host")
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
-    (hung / runs.LOCK).write_text("elsewhere 1 another-boot - 0\n")
+    (hung / irl.LOCK).write_text("elsewhere 1 another-boot - 0\n")
     before = contents(hung)
     third = Worker(hung)
     found += one_line(third, third.wait(), 1, "process 1 on host elsewhere", "remove")
     found += [] if contents(hung) == before else ["files changed beside another host's lock"]
-    (hung / runs.LOCK).unlink()
+    (hung / irl.LOCK).unlink()
     found += whole.resumed(hung)
     return {"pairs": config.repeats, "problems": found}
 

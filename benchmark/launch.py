@@ -41,15 +41,8 @@ from benchmark.task import HELD_UNTIL
 from demos import formats
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-OF_A_RUN = (
-    "method",
-    "panel",
-    "envs",
-    "seeds",
-    "quick",
-    "frozen",
-    "learner",
-)  # Config's, no study's
+# Flags that say which runs, and that --study therefore excludes.
+OF_A_RUN = ("method", "panel", "envs", "seeds", "quick", "frozen", "learner")
 QUIET_MINUTES = 10  # without a new row of metrics before a run is named
 HELD_SECONDS = 30  # before a run that another process holds is tried again
 

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn as nn
 
 import custom_irl as irl
+from custom_irl import Held
 from demos.formats import DemoError
 
 RESULTS = irl.ROOT / "results"
@@ -34,7 +35,6 @@ PANELS = {(50, 1): "dense", (20, 20): "scarce", (4, 20): "tiny", (1, 20): "one"}
 QUICK_TIMESTEPS = 40_960
 CHECKPOINT = "checkpoint.json"  # in a run's folder while it is not finished: what PIECES hold
 PIECES = "checkpoint"
-LOCK = ".lock"
 TRY_LATER = 75  # exit code of a run whose folder is held: EX_TEMPFAIL of sysexits.h
 
 
@@ -203,10 +203,6 @@ def identity_of(
     }
 
 
-class Held(irl.UserError):
-    """Another process trains in the folder."""
-
-
 @dataclass(frozen=True)
 class Holder:
     """Who holds a folder, as its lock says; "-" for what there is not."""
@@ -229,10 +225,6 @@ class Holder:
         words = text.split()
         return cls(*words) if len(words) == len(fields(cls)) else cls()
 
-    @property
-    def name(self) -> str:
-        return f"process {self.pid} on host {self.host}"
-
     def is_gone_for(self, other: Holder) -> bool:
         """Whether it has certainly ended, now that `other` has got the kernel's lock."""
         same_machine = self.host in ("-", other.host) or self.boot == other.boot != "-"
@@ -240,8 +232,7 @@ class Holder:
         return same_machine or requeued
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[None]:
     """Keeps `folder` for this process until the end of the block.
 
     The kernel holds the lock and releases it when the process dies, however it dies. NFS since
@@ -253,39 +244,16 @@ def locked(folder: Path) -> Iterator[None]:
         Held: if another process holds it.
         UserError: if a process of another host held it and did not end properly.
     """
-    import fcntl  # POSIX only; results can be read without it
+    here = Holder.of_this_process()
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    with path.open("a+b", buffering=0) as lock:
-        free = True
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        except OSError as error:
-            expected = "expected a folder on a file system with locks"
-            raise irl.UserError(
-                f"{path}: cannot be locked ({error.strerror}); {expected}"
-            ) from None
-        lock.seek(0)
-        there = Holder.parse(lock.read().decode(errors="replace"))
-        if not free:
-            raise Held(f"{folder}: held by {there.name}, which trains in it")
-        here = Holder.of_this_process()
+    def check(left: str) -> None:
+        there = Holder.parse(left)
         if not there.is_gone_for(here):
-            left = f"{there.name} did not end properly, or still trains in it"
-            raise irl.UserError(f"{folder}: {left}; once it is gone remove {path}")
-        lock.truncate(0)
-        try:
-            lock.write(f"{' '.join(astuple(here))}\n".encode())
-        except OSError as error:
-            error.filename = str(path)
-            raise
-        try:
-            yield
-        finally:
-            lock.truncate(0)
+            who = f"process {there.pid} on host {there.host}"
+            problem = f"{who} did not end properly, or still trains in it"
+            raise irl.UserError(f"{folder}: {problem}; once it is gone remove {folder / irl.LOCK}")
+
+    return irl.locked(folder, " ".join(astuple(here)), check)
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -61,7 +61,7 @@ def own_key(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def heard_hangup():
-    """Commands that the tests start hear a closed terminal, also where the tests run under nohup."""
+    """Commands that the tests start hear a closed terminal, even if the tests run under nohup."""
     old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, old)

@@ -227,6 +227,17 @@ def test_loader_keeps_every_kth_transition_of_each_episode(tmp_path, episodes, s
     assert demos.source["transitions"] == len(rows["obs"])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_lengths_of_a_narrow_type_do_not_wrap_around(tmp_path, dtype):
+    obs = np.arange(256 + 4, dtype=np.float32)[:, None].repeat(2, 1)
+    acts = np.arange(255 + 3, dtype=np.float32)[:, None]
+    arrays = {"obs": obs, "acts": acts, "lengths": np.array([255, 3], dtype)}
+    demos = irl.load_demos(write(tmp_path / "d.npz", **arrays), 2, 1, episodes=2, subsample=1)
+    np.testing.assert_array_equal(demos.tensors["obs"][:, 0], np.delete(obs[:, 0], [255, 259]))
+    np.testing.assert_array_equal(demos.tensors["next_obs"][:, 0], np.delete(obs[:, 0], [0, 256]))
+    np.testing.assert_array_equal(demos.tensors["acts"], acts)
+
+
 NAN = GOOD["obs"].copy()
 NAN[4, 1] = np.nan
 

@@ -93,7 +93,7 @@ def test_a_folder_is_held_by_one_and_free_afterwards(tmp_path):
         pass
     with runs.locked(tmp_path):
         pass
-    assert (tmp_path / runs.LOCK).read_text() == ""
+    assert (tmp_path / irl.LOCK).read_text() == ""
 
 
 LEFT = {  # locks that a process left, and whether the folder is taken over from it
@@ -116,15 +116,15 @@ def test_a_lock_that_was_left_is_taken_over_if_its_holder_is_surely_gone(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     text = " ".join([left.host, left.pid, left.boot, left.job, left.restarts])
-    (tmp_path / runs.LOCK).write_text(text)
+    (tmp_path / irl.LOCK).write_text(text)
     if gone:
         with runs.locked(tmp_path):
-            assert HERE.host in (tmp_path / runs.LOCK).read_text()
+            assert HERE.host in (tmp_path / irl.LOCK).read_text()
         return
     said = r"host other did not end properly.* remove .*\.lock"
     with pytest.raises(irl.UserError, match=said), runs.locked(tmp_path):
         pass
-    assert (tmp_path / runs.LOCK).read_text() == text
+    assert (tmp_path / irl.LOCK).read_text() == text
 
 
 def test_a_single_command_takes_the_same_lock(tmp_path):
