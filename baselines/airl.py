@@ -45,8 +45,10 @@ class AIRL(AdversarialIRL):
     def set_policy(self, policy, optimizer):
         self.policy = policy
 
-    def logits(self, obs, acts, next_obs):
-        f = self.reward_net(obs, acts, next_obs)
+    def logits(self, obs, acts, next_obs, dones):
+        return self.minus_logprob(self.reward_net(obs, acts, next_obs), obs, acts)
+
+    def minus_logprob(self, f, obs, acts):
         if self.policy is None:
             return f
         with torch.no_grad():

@@ -86,7 +86,9 @@ class Trainer:
 METHODS = {
     "custom": Method("custom_irl", "RewardNetwork", "IRLAlgorithm"),
     "gail": Method("baselines.gail", "GAILDiscriminator", "GAIL"),
+    "gail-v2": Method("baselines.gail_v2", "GAILDiscriminatorV2", "GAILV2"),
     "airl": Method("baselines.airl", "AIRLReward", "AIRL"),
+    "airl-v2": Method("baselines.airl_v2", "AIRLRewardV2", "AIRLV2"),
     "bc": Method("baselines.bc", "NoReward", "BC"),
     "constant": Method("baselines.constant", "ConstantReward", "Constant"),
     "untrained": Method("baselines.untrained", "AIRLReward", "Untrained"),

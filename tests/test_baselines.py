@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import custom_irl as irl
-from baselines import airl, bc, constant, gail, imitation_peers, untrained
+from baselines import airl, airl_v2, bc, constant, gail, gail_v2, imitation_peers, untrained
 from baselines.frozen import Frozen, frozen
 from benchmark import runs
 
 OBS_DIM, ACTION_DIM = 4, 2
 ARGS = SimpleNamespace(irl_lr=1e-3, irl_batch_size=64, n_irl_updates_per_round=5)
 TINY = {"total_timesteps": 2048, "demo_episodes": 4, "demo_subsample": 20, "update_epochs": 1}
+V2_AIRL = (airl_v2.AIRLRewardV2, airl_v2.AIRLV2)
 
 
 def transitions(n: int, shift: float = 0.0) -> list[torch.Tensor]:
@@ -43,15 +44,45 @@ def test_airl_logit_subtracts_the_log_probability_and_its_reward_does_not():
         s, next_s = net.obs_norm(obs), net.obs_norm(next_obs)
         f = net.g(torch.cat([s, net.act_norm(acts)], -1)) + 0.99 * net.h(next_s) - net.h(s)
         torch.testing.assert_close(algorithm.compute_reward(obs, acts, next_obs), f)
-        torch.testing.assert_close(algorithm.logits(obs, acts, next_obs), f)  # no policy access
+        no_ends = torch.zeros(20)
+        torch.testing.assert_close(algorithm.logits(obs, acts, next_obs, no_ends), f)  # no policy
         policy = irl.Policy(OBS_DIM, ACTION_DIM)
         algorithm.set_policy(policy, None)
         logprob = policy.get_action_and_value(obs, acts)[1]
-        torch.testing.assert_close(algorithm.logits(obs, acts, next_obs), f - logprob)
+        torch.testing.assert_close(algorithm.logits(obs, acts, next_obs, no_ends), f - logprob)
+
+
+def test_airl_v2_knows_ends_in_the_logit_and_not_in_the_reward():
+    net, algorithm, _ = make(airl_v2.AIRLRewardV2, airl_v2.AIRLV2)
+    obs, acts, next_obs = transitions(20)
+    dones = (torch.arange(20) % 3 == 0).float()
+    with torch.no_grad():
+        g, h, next_h = net.g(torch.cat([obs, acts], -1)), net.h(obs), net.h(next_obs)
+        logits = g + 0.99 * (1 - dones) * next_h - h
+        torch.testing.assert_close(algorithm.logits(obs, acts, next_obs, dones), logits)
+        f = g + 0.99 * next_h - h
+    rewards = algorithm.compute_reward(obs, acts, next_obs)
+    torch.testing.assert_close(rewards, (f - f.mean()) / f.std(correction=0), atol=1e-4, rtol=1e-3)
+
+
+def test_later_versions_take_four_steps_and_normalise_by_the_rollouts_states():
+    for classes in [(gail_v2.GAILDiscriminatorV2, gail_v2.GAILV2), V2_AIRL]:
+        net, algorithm, demos = make(*classes)
+        rollout = transitions(256, shift=-0.5)
+        algorithm.update(*rollout, torch.zeros(256))
+        assert algorithm.optimizer.state[next(net.parameters())]["step"] == 4
+        torch.testing.assert_close(net.norm.running_mean, rollout[0].mean(0))
+        assert net.norm.running_mean.max() < demos["obs"].mean(0).min()
 
 
 @pytest.mark.parametrize(
-    "classes", [(gail.GAILDiscriminator, gail.GAIL), (airl.AIRLReward, airl.AIRL)]
+    "classes",
+    [
+        (gail.GAILDiscriminator, gail.GAIL),
+        (gail_v2.GAILDiscriminatorV2, gail_v2.GAILV2),
+        (airl.AIRLReward, airl.AIRL),
+        V2_AIRL,
+    ],
 )
 def test_discriminators_learn_to_prefer_the_expert(classes):
     _, algorithm, demos = make(*classes)
@@ -60,8 +91,9 @@ def test_discriminators_learn_to_prefer_the_expert(classes):
     rollout = transitions(256, shift=-0.5)
     for _ in range(100):
         algorithm.update(*rollout, torch.zeros(256))
-    expert = algorithm.compute_reward(demos["obs"], demos["acts"], demos["next_obs"])
-    assert expert.mean() > algorithm.compute_reward(*rollout).mean() + 0.5
+    with torch.no_grad():
+        expert = algorithm.reward_net(demos["obs"], demos["acts"], demos["next_obs"])
+        assert expert.mean() > algorithm.reward_net(*rollout).mean() + 0.5
 
 
 def test_bc_imitates_and_refuses_to_run_without_the_policy():
