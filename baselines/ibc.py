@@ -18,7 +18,7 @@ rate falls to 0; sizes:
 
 |                 | here            | CleanIL         |
 |-----------------|-----------------|-----------------|
-| gradient steps  | 60,000          | 500,000         |
+| gradient steps  | 30,000          | 500,000         |
 | networks        | 192-192 ReLU    | 256-256-256 SiLU|
 | actions a_j     | 1 + 7           | 1 + 3           |
 
@@ -45,7 +45,7 @@ class Config(op.SACConfig):
     batch_size: int = 128
     alpha: float = 0.02
     """temperature of the policy on the score"""
-    updates: int = 60_000
+    updates: int = 30_000
     """gradient steps of score and actor"""
     average_tau: float = 0.002
     """Polyak coefficient of the averaged actor, per gradient step: the policy of the run"""

@@ -20,7 +20,7 @@ after 15,000 steps: squared action error 0.013 instead of 0.0003). Sizes:
 
 |                        | here         | CleanIL (offline) |
 |------------------------|--------------|-------------------|
-| gradient steps offline | 60,000       | 500,000           |
+| gradient steps offline | 30,000       | 500,000           |
 | networks               | 192-192 ReLU | 256-256-256 SiLU  |
 
 The reward that a run saves is r with V(s') = min Q(s', a) at the policy's mode, and no end known.
@@ -51,7 +51,7 @@ class Config(op.SACConfig):
     """offline: standard deviation of the policy, in units of the action"""
     online: bool = False
     """learn from environment steps too"""
-    updates: int = 60_000
+    updates: int = 30_000
     """offline: gradient steps"""
     value_weight: float = 0.5
     """offline: weight w of V - Q against the squared reward"""
