@@ -61,8 +61,9 @@ class Config:
     """a look of minutes: fewer steps and a shorter method; marked as quick, never a result"""
     frozen: bool = False
     """train fresh policies, each of the next seed, on the reward of this command's runs"""
-    learner: Literal["loop", "sb3"] = "loop"
-    """what trains with --frozen or --true-reward: the benchmark's PPO, or benchmark/retrain.py"""
+    learner: Literal["loop", "sb3", "sac"] = "loop"
+    """what trains with --frozen or --true-reward: the benchmark's PPO; or PPO (sb3) or SAC, for
+    300,000 steps, of stable-baselines3 (benchmark/retrain.py)"""
     study: Path | None = None
     """a file that says which runs instead, as benchmark/studies/*.toml"""
     dry_run: bool = False
@@ -311,8 +312,12 @@ def make_job(run: study.Run, flags: list[str], results: Path) -> tuple[Job, Path
         trained = runs.folder_of(results, method, labels, run.env, run.seed).absolute()
         method = f"{method}-frozen"
         args = replace(args, seed=run.seed + 1)
-    if run.learner == "sb3":
-        method = f"sb3-{method}"
+    if run.learner != "loop":
+        method = f"{run.learner}-{method}"
+    if run.learner in study.LEARNER_STEPS and "--total-timesteps" not in study.names_of(flags):
+        args = replace(args, total_timesteps=study.LEARNER_STEPS[run.learner])
+        flags = [*flags, "--total-timesteps", str(args.total_timesteps)]
+        labels = runs.labels_of(irl.config_of(args))
     folder = runs.folder_of(results, method, labels, args.env, args.seed).absolute()
     words = ["--env", args.env, "--seed", str(args.seed), *flags, "--out", str(folder)]
     command = [sys.executable, *program(run, trained), *words]
@@ -321,9 +326,9 @@ def make_job(run: study.Run, flags: list[str], results: Path) -> tuple[Job, Path
 
 def program(run: study.Run, trained: Path | None) -> list[str]:
     """The module that makes a run, with its own words. `trained`: the run whose reward is used."""
-    if run.learner == "sb3":
+    if run.learner != "loop":
         reward = [] if trained is None else ["--reward", str(trained)]
-        return ["-m", "benchmark.retrain", *reward]
+        return ["-m", "benchmark.retrain", "--learner", run.learner, *reward]
     if run.method.startswith("imitation-"):
         return ["-m", "baselines.imitation_peers", run.method.removeprefix("imitation-")]
     if run.method in runs.TRAINERS and trained is None:

@@ -220,7 +220,7 @@ def official(frame: pd.DataFrame) -> pd.DataFrame:
     """
     own = {"reward-only", *runs.PANELS.values()}
     plain = frame["labels"].map(lambda labels: set(labels.split()) <= own)
-    theirs = frame["method"].str.startswith(("imitation-", "sb3-"))
+    theirs = frame["method"].str.startswith(("imitation-", "sb3-", "sac-"))
     quick = frame["labels"].str.contains("quick")
     ablation = frame["method"].str.startswith("ablation-")
     benchmark = frame["env"].isin(runs.ENVS)

@@ -1,11 +1,12 @@
-"""A second learner for rewards: a fresh policy by stable-baselines3, not by the benchmark's loop.
+"""Other learners for rewards: a fresh policy by stable-baselines3, not by the benchmark's loop.
 
     python -m benchmark.retrain --reward RUN_DIR --env Hopper-v4 --seed 43 --out FOLDER
-    python -m benchmark.retrain --true-reward --env Hopper-v4 --seed 43 --out FOLDER
+    python -m benchmark.retrain --true-reward --learner sac --env Hopper-v4 --seed 43 --out FOLDER
 
-A reward that one learner fails on may still be a good one. Unlike the loop, this learner normalises
-observations and does not subtract the mean of the rewards. Flags that are not its own go to
-custom_irl.py. The method is sb3-oracle or sb3-METHOD-frozen. Not resumable.
+A reward that one learner fails on may still be a good one. Neither subtracts the mean of the
+rewards, as the loop does: `sb3` is PPO with normalised observations, `sac` is SAC, which learns to
+walk from the true reward within 300,000 steps where PPO does not. Flags that are not its own go to
+custom_irl.py. The method is LEARNER-oracle or LEARNER-METHOD-frozen. Not resumable.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import tyro
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import custom_irl as irl
 from baselines.frozen import Frozen, frozen
@@ -78,13 +80,22 @@ PPO_SETTINGS = {
     },
 }
 
+# hyperparams/sac.yml of rl-zoo3 for the same, but for a gradient step every second environment step
+# and not every one, and 128-128 units and not 256-256: 300,000 steps take 30 minutes of a core.
+SAC_SETTINGS = {
+    "learning_starts": 10_000,
+    "train_freq": 2,
+    "gradient_steps": 1,
+    "policy_kwargs": {"net_arch": [128, 128]},
+}
+
 
 @dataclass(frozen=True)
 class Config:
     reward: Path | None = None
     """folder of the finished run whose reward is learned from; or else --true-reward"""
-    learner: Literal["sb3"] = "sb3"
-    """what learns: one of LEARNERS"""
+    learner: Literal["sb3", "sac"] = "sb3"
+    """what learns, of stable-baselines3: PPO (sb3) or SAC"""
 
 
 class Normalize(nn.Module):
@@ -111,6 +122,32 @@ class EvaluatedPolicy(nn.Module):
         self.actor_logstd = nn.Parameter(policy.log_std.detach()[None])
 
 
+class SquashedPolicy(nn.Module):
+    """The same of SAC: a tanh of the mean, on the range of actions.
+
+    `noise` (action_dim,): the standard deviation of the sampled variant.
+    """
+
+    def __init__(self, sac: SAC, noise: torch.Tensor):
+        super().__init__()
+        actor = sac.actor
+        range_ = Range(sac.action_space)
+        self.actor_mean = nn.Sequential(actor.latent_pi, actor.mu, nn.Tanh(), range_)
+        self.actor_logstd = nn.Parameter((noise * range_.scale).log()[None])
+
+
+class Range(nn.Module):
+    """Actions from -1 to 1 on the range of a Box."""
+
+    def __init__(self, space: gym.spaces.Box):
+        super().__init__()
+        self.register_buffer("center", torch.as_tensor((space.high + space.low) / 2))
+        self.register_buffer("scale", torch.as_tensor((space.high - space.low) / 2))
+
+    def forward(self, acts: torch.Tensor) -> torch.Tensor:
+        return self.center + self.scale * acts
+
+
 class Returns(BaseCallback):
     """A row of metrics every `steps` steps: the mean true return of the last hundred episodes."""
 
@@ -127,26 +164,53 @@ class Returns(BaseCallback):
         return True
 
 
-def train_ppo(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
-    """PPO on the reward of `reward_net`, or on the true reward if that is None."""
-    settings = {"gamma": 0.99, **PPO_SETTINGS.get(args.env, {})}
-    # The wrapper goes around SB3's Monitor, which therefore notes true returns.
+def make_envs(args: irl.Args, reward_net: nn.Module | None) -> VecEnv:
+    """One environment that pays the reward of `reward_net`, or the true one if that is None.
+
+    The reward's wrapper goes around SB3's Monitor, which therefore notes true returns.
+    """
     pay = None if reward_net is None else partial(LearnedReward, reward=as_function(reward_net))
     make = partial(irl.make_env, args.env, args.max_episode_steps)
-    envs = make_vec_env(make, 1, seed=args.seed, wrapper_class=pay)
-    envs = VecNormalize(envs, gamma=settings["gamma"])
-    ppo = PPO("MlpPolicy", envs, n_steps=N_STEPS, seed=args.seed, device="cpu", **settings)
+    return make_vec_env(make, 1, seed=args.seed, wrapper_class=pay)
+
+
+def learn(model: PPO | SAC, args: irl.Args, training: irl.Training) -> None:
+    """Trains `model` in place and adds its time and its rows of metrics to `training`."""
     returns = Returns(args.batch_size)
     steps = args.num_rounds * args.batch_size
-    training = irl.Training(policy=None, reward_net=reward_net)
     with training.timed("training"):
-        ppo.learn(steps, callback=returns, progress_bar=sys.stderr.isatty())
-    training.policy = EvaluatedPolicy(ppo.policy, Normalize(envs))
+        model.learn(steps, callback=returns, progress_bar=sys.stderr.isatty())
     training.rows = returns.rows
+
+
+def train_ppo(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
+    settings = {"gamma": 0.99, **PPO_SETTINGS.get(args.env, {})}
+    envs = VecNormalize(make_envs(args, reward_net), gamma=settings["gamma"])
+    ppo = PPO("MlpPolicy", envs, n_steps=N_STEPS, seed=args.seed, device="cpu", **settings)
+    training = irl.Training(policy=None, reward_net=reward_net)
+    learn(ppo, args, training)
+    training.policy = EvaluatedPolicy(ppo.policy, Normalize(envs))
     return training
 
 
-LEARNERS = {"sb3": train_ppo}
+def train_sac(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
+    envs = make_envs(args, reward_net)
+    sac = SAC("MlpPolicy", envs, seed=args.seed, device="cpu", **SAC_SETTINGS)
+    training = irl.Training(policy=None, reward_net=reward_net)
+    learn(sac, args, training)
+    training.policy = SquashedPolicy(sac, action_noise(sac))
+    return training
+
+
+@torch.no_grad()
+def action_noise(sac: SAC) -> torch.Tensor:
+    """Root mean square (action_dim,) of sampled minus deterministic actions, from -1 to 1, over
+    states of the replay."""
+    obs = sac.replay_buffer.sample(10_000).observations
+    return (sac.actor(obs) - sac.actor(obs, deterministic=True)).square().mean(0).sqrt()
+
+
+LEARNERS = {"sb3": train_ppo, "sac": train_sac}
 
 
 def run(config: Config, args: irl.Args) -> dict:
@@ -164,10 +228,9 @@ def run(config: Config, args: irl.Args) -> dict:
     if config.reward is not None:
         make_reward_net, _, method = frozen(config.reward)
         reward_net = make_reward_net(*irl.env_dims(args))
-    learn = LEARNERS[config.learner]
 
     def train(args: irl.Args, demos: irl.Demos) -> irl.Training:
-        return learn(args, reward_net)
+        return LEARNERS[config.learner](args, reward_net)
 
     name = f"{config.learner}-{method}"
     return runs.run_trainer(train, args, name, (EvaluatedPolicy, Frozen), config.reward)

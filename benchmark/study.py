@@ -42,11 +42,13 @@ DEFAULTS = {
     "quick": False,
     "flags": [],
 }
+LEARNERS = ("loop", "sb3", "sac")  # what trains on a frozen or the true reward
+LEARNER_STEPS = {"sac": 300_000}  # where a learner's budget is not custom_irl.py's own
 CHOICES = {
     "methods": METHODS,
     "panels": tuple(runs.PANELS.values()),
     "variants": tuple(VARIANTS),
-    "learner": ("loop", "sb3"),
+    "learner": LEARNERS,
 }
 SET_BY_A_RUN = {  # flags of custom_irl.py, and what says the same of a run
     "--env": "envs",
@@ -110,12 +112,15 @@ def check(run: Run) -> None:
         runs.method_named(run.method)
     if run.variant == "true-reward" and run.method in runs.TRAINERS:
         raise irl.UserError(f"--true-reward: not with --method {run.method}")
-    if run.learner == "sb3" and run.variant not in ("frozen", "true-reward"):
-        raise irl.UserError("--learner sb3: learns no reward; expected --frozen or --true-reward")
+    if run.learner != "loop" and run.variant not in ("frozen", "true-reward"):
+        problem = "learns no reward; expected --frozen or --true-reward"
+        raise irl.UserError(f"--learner {run.learner}: {problem}")
     if run.quick and "--total-timesteps" in given:
         raise irl.UserError("--quick: sets --total-timesteps; expected one of them")
     if run.quick and not run.under_contract:
-        raise irl.UserError("--quick: not with --learner sb3 and not for a method of its own loop")
+        raise irl.UserError(
+            "--quick: not with another --learner than loop and not for a method of its own loop"
+        )
 
 
 def expand(group: dict) -> list[Run]:

@@ -113,7 +113,7 @@ def fill_amounts(frame: pd.DataFrame) -> pd.DataFrame:
     """
     sizes = {name: n * len(range(0, 1000, every)) for (n, every), name in runs.PANELS.items()}
     without = frame["method"].isin(("oracle", *CONTROLS)) | frame["method"].str.contains(
-        "sb3-|-frozen"
+        "^(?:sb3|sac)-|-frozen"
     )
     expert = frame["panel"].map(sizes).where(~without.astype(bool), 0)
     filled = {"expert_transitions": expert, "mixed_transitions": 0, "expert_queries": 0}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import custom_irl as irl
-from benchmark import launch, resume, runs
+from benchmark import launch, resume, runs, study
 from conftest import ROOT
 
 RESULT = {"schema": 2}
@@ -95,7 +95,7 @@ def test_panels_say_how_much_of_the_demonstrations_a_run_gets(amount, panel):
     assert {job.folder.parts[-3] for job in jobs} == {label}
 
 
-@pytest.mark.parametrize("learner", ["loop", "sb3"])
+@pytest.mark.parametrize("learner", study.LEARNERS)
 def test_a_frozen_reward_is_trained_on_with_the_next_seed_and_the_labels_of_its_run(
     learner, tmp_path
 ):
@@ -109,18 +109,29 @@ def test_a_frozen_reward_is_trained_on_with_the_next_seed_and_the_labels_of_its_
     assert job.args.seed == 2
     labels = runs.labels_of(irl.config_of(job.args))
     assert labels == runs.labels_of(irl.config_of(trained.args))
-    method = "custom-frozen" if learner == "loop" else "sb3-custom-frozen"
+    method = "custom-frozen" if learner == "loop" else f"{learner}-custom-frozen"
     assert job.folder == runs.folder_of(tmp_path, method, labels, "Hopper-v4", 2)
 
 
 def test_the_oracle_of_either_learner_has_a_folder_of_its_own():
     names = []
-    for learner in ("loop", "sb3"):
+    for learner in study.LEARNERS:
         config = launch.Config(envs=("Hopper-v4",), seeds=(1,), learner=learner)
         (job,) = jobs_of(config, ["--true-reward"])
         assert "--true-reward" in job.command
         names.append(job.folder.parts[-3])
-    assert names == ["oracle", "sb3-oracle"]
+    assert names == ["oracle", "sb3-oracle", "sac-oracle-300000-steps"]
+
+
+def test_sac_has_a_budget_of_its_own_and_the_reward_it_learns_from_another(tmp_path):
+    config = {"envs": ("Hopper-v4",), "seeds": (1,), "results": tmp_path}
+    (trained,) = jobs_of(launch.Config(**config), [])
+    trained.folder.mkdir(parents=True)
+    (trained.folder / "result.json").write_text(json.dumps(RESULT))
+    (job,) = jobs_of(launch.Config(**config, frozen=True, learner="sac"), [])
+    assert (trained.args.total_timesteps, job.args.total_timesteps) == (1_000_000, 300_000)
+    assert job.command[-4:-2] == ["--total-timesteps", "300000"]
+    assert job.folder.parts[-3] == "sac-custom-frozen-300000-steps"
 
 
 def test_demonstrations_of_another_format_are_converted_once(tmp_path):

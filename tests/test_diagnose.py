@@ -234,7 +234,8 @@ def test_fresh_policies_come_from_finished_runs_of_this_reward_and_its_controls(
     expected = {"learned": 2000.0, "true": 3000.0, "constant": 1000.0}
     assert table["loop"].to_dict() == expected
     assert table["sb3"].dropna().to_dict() == {"learned": 2500.0, "true": 2600.0}
-    assert "finished runs, 4,096 steps" in table.attrs["note"]
+    note = "finished runs of loop (4,096 steps): learned 1, true 1, constant 1; sb3 (4,096 steps): "
+    assert table.attrs["note"] == note + "learned 1, true 1"
     (folder / "reward_net.pt").write_bytes(b"other weights")
     with pytest.raises(NotApplicable, match="no finished run on this reward"):
         retraining.examine(examined, None)

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -32,7 +32,20 @@ def test_the_evaluated_policy_sees_observations_as_in_training():
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_paid_the_reward_it_is_given_and_notes_true_returns():
+def test_the_evaluated_policy_of_sac_is_its_deterministic_action():
+    args = irl.Args(env="Pendulum-v1", seed=3)  # actions from -2 to 2
+    sac = SAC("MlpPolicy", retrain.make_envs(args, None), seed=1, **retrain.SAC_SETTINGS)
+    policy = retrain.SquashedPolicy(sac, torch.full((1,), 0.1))
+    obs = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    expected, _ = sac.predict(obs, deterministic=True)
+    with torch.no_grad():
+        ours = policy.actor_mean(torch.as_tensor(obs)).numpy()
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.actor_logstd.exp().detach(), torch.full((1, 1), 0.2))
+
+
+@pytest.mark.parametrize("learner", retrain.LEARNERS)
+def test_it_is_paid_the_reward_it_is_given_and_notes_true_returns(learner, monkeypatch):
     paid = []
 
     class Noting(torch.nn.Module):
@@ -40,8 +53,9 @@ def test_it_is_paid_the_reward_it_is_given_and_notes_true_returns():
             paid.append(len(obs))
             return obs[:, 0]
 
+    monkeypatch.setitem(retrain.SAC_SETTINGS, "learning_starts", 480)
     args = irl.Args(env="Pendulum-v1", seed=3, num_envs=1, num_steps=512, total_timesteps=512)
-    training = retrain.train_ppo(args, Noting())
+    training = retrain.LEARNERS[learner](args, Noting())
     assert sum(paid) == 512
     assert [row["steps"] for row in training.rows] == [512]
     assert -2000 < training.rows[0]["true_return"] < -500
@@ -56,6 +70,7 @@ def test_a_run_on_a_finished_runs_reward_and_one_on_the_true_reward(
     for words, method, reward in (
         (("--reward", tiny_run[0]), "sb3-custom-frozen", digest),
         (("--true-reward",), "sb3-oracle", None),
+        (("--true-reward", "--learner", "sac"), "sac-oracle", None),
     ):
         folder = tmp_path / method
         retrain_in_process(monkeypatch, *words, *flags, "--out", folder)

@@ -27,6 +27,7 @@ HEADLINES = {  # column of the overview: examination, column of its table, rows
     "expert above own / truly": ("steps", ABOVE, ("learned", "true")),
     "fresh by loop / constant / true": ("retraining", "loop", ("learned", "constant", "true")),
     "fresh by sb3 / constant / true": ("retraining", "sb3", ("learned", "constant", "true")),
+    "fresh by sac / constant / true": ("retraining", "sac", ("learned", "constant", "true")),
 }
 APPLIES = {True: "yes", False: "no", None: "unknown"}
 

@@ -49,11 +49,12 @@ def settings_of(result: dict) -> dict:
     return {key: value for key, value in result["config"].items() if key not in IRRELEVANT}
 
 
-def finished_runs(subject: Subject) -> tuple[Returns, int]:
-    """Those on this run's reward and on the controls that were trained alike; their steps."""
+def finished_runs(subject: Subject) -> tuple[Returns, dict[str, int]]:
+    """Those on this run's reward and on the controls that the same learner trained alike; the
+    steps of each learner's."""
     env_folder = subject.folder.resolve().parent  # RESULTS/NAME/ENV, or there are no others
     if not env_folder.match(subject.env_id):
-        return {}, 0
+        return {}, {}
     results = Path(*env_folder.parts[: -1 - len(Path(subject.env_id).parts)])
     digest = irl.sha256(subject.folder / "reward_net.pt")
     found = []  # (learner, reward, result)
@@ -70,17 +71,19 @@ def finished_runs(subject: Subject) -> tuple[Returns, int]:
             reward = "learned"
         if reward is not None:
             found.append((learner, reward, result))
-    on_learned = [result for _, reward, result in found if reward == "learned"]
-    if not on_learned:
-        return {}, 0
-    longest = max(on_learned, key=lambda result: result["steps"])
     returns = defaultdict(list)
-    for learner, reward, result in found:
-        if settings_of(result) == settings_of(longest):
-            returns[learner, reward].append(result["eval_return_mean"])
-    return {key: x for key, x in returns.items() if (key[0], "learned") in returns}, longest[
-        "steps"
-    ]
+    steps = {}
+    for by in LEARNERS:
+        own = [(reward, result) for learner, reward, result in found if learner == by]
+        on_learned = [result for reward, result in own if reward == "learned"]
+        if not on_learned:
+            continue
+        longest = max(on_learned, key=lambda result: result["steps"])
+        steps[by] = longest["steps"]
+        for reward, result in own:
+            if settings_of(result) == settings_of(longest):
+                returns[by, reward].append(result["eval_return_mean"])
+    return dict(returns), steps
 
 
 # ---------------------------------------------------------------------------------- fresh policies
@@ -95,7 +98,7 @@ def train_one(
     return irl.evaluate(policy, args, irl.EVAL_EPISODES, deterministic=True)["mean"]
 
 
-def train_fresh(subject: Subject) -> tuple[Returns, int]:
+def train_fresh(subject: Subject) -> tuple[Returns, dict[str, int]]:
     """Two seeds on each reward; their steps."""
     args = irl.Args(
         env=subject.env_id,
@@ -112,7 +115,7 @@ def train_fresh(subject: Subject) -> tuple[Returns, int]:
     returns = defaultdict(list)
     for (learner, reward, _), mean in zip(jobs, means):
         returns[learner, reward].append(mean)
-    return returns, subject.retrain_steps
+    return returns, dict.fromkeys(LEARNERS, subject.retrain_steps)
 
 
 def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
@@ -120,7 +123,7 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     source = "finished runs"
     returns, steps = finished_runs(subject)
     if not returns and subject.retrain_steps:
-        source = "trained here"
+        source = "runs trained here"
         returns, steps = train_fresh(subject)
     if not returns:
         raise NotApplicable("no finished run on this reward is there, and none was to be trained")
@@ -129,5 +132,5 @@ def examine(subject: Subject, rng: np.random.Generator) -> pd.DataFrame:
     for (learner, reward), x in returns.items():
         table[reward] |= with_interval(learner, np.mean(x), min(x), max(x))
         counts[learner].append(f"{reward} {len(x)}")
-    runs_of = "; ".join(f"{learner}: {', '.join(texts)}" for learner, texts in counts.items())
-    return frame(table, f"{source}, {steps:,} steps each; runs of {runs_of}")
+    texts = [f"{name} ({steps[name]:,} steps): {', '.join(n)}" for name, n in counts.items()]
+    return frame(table, f"{source} of {'; '.join(texts)}")
