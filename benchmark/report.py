@@ -180,6 +180,7 @@ def blocks() -> dict[tuple[Path, str], str]:
     return {
         (irl.ROOT / "README.md", "results"): tables.readme_table(published),
         (irl.ROOT / "benchmark" / "README.md", "panels"): panels_block(published),
+        (irl.ROOT / "benchmark" / "README.md", "cleanil"): tables.cleanil_table(published),
         (irl.ROOT / "benchmark" / "README.md", "seeds"): tables.seeds_table(own),
         (irl.ROOT / "benchmark" / "README.md", "fuzz"): fuzz_block(),
         (irl.ROOT / "demos" / "README.md", "cards"): tables.cards_table(),

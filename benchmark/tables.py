@@ -359,6 +359,35 @@ def leaderboard_table() -> str:
     return markdown_table(["published, other demonstrations", "source", "seed", *ENVS], rows)
 
 
+def cleanil_table(published: pd.DataFrame) -> str:
+    """CleanIL's methods: normalised returns here, beside those that CleanIL publishes.
+
+    Theirs: one seed, other demonstrations (D4RL's), other sizes and budgets.
+    """
+    theirs = pd.read_csv(runs.PUBLISHED / "cleanil.csv", index_col="method")
+    rows = []
+    for name in [*theirs.index, "iqlearn-online", "dagger"]:
+        frame = chosen(published, name, "full", "dense")
+        cells = [share_cell(frame[frame["env"] == env]) for env in ENVS]
+        minutes = f"{frame['minutes'].median():.0f}" if len(frame) else ""
+        known = theirs.loc[name] if name in theirs.index else None
+        there = (
+            [""] * 4
+            if known is None
+            else [*(f"{known[e] / 100:.2f}" for e in ENVS), known["steps"]]
+        )
+        rows.append([name, *cells, minutes, *there])
+    short = [env.split("-")[0] for env in ENVS]
+    header = ["", *short, "minutes", *(f"CleanIL: {env}" for env in short), "CleanIL's budget"]
+    return markdown_table(header, rows)
+
+
+def share_cell(frame: pd.DataFrame) -> str:
+    """Mean and lowest normalised return of the runs of one cell."""
+    scores = frame["normalized_return"]
+    return f"{scores.mean():.2f} ({scores.min():.2f})" if len(scores) else "not run"
+
+
 # --------------------------------------------------------------------------- README's only table
 HEADLINE = {  # row of README's table: method, variant
     "**custom, with policy access**": ("custom", "full"),
