@@ -49,6 +49,8 @@ class Config(op.SACConfig):
     """environment steps, one SAC step each after the first `random_steps`"""
     random_steps: int = 2_000
     """steps of uniform actions before the first gradient step"""
+    q_unit: float = 100.0
+    """scale of the critics' output: of a reward of a few units a step, for ever"""
     reward_lr: float = 3e-4
     """Adam's learning rate of the reward"""
     reward_every: int = 2
@@ -153,7 +155,8 @@ def fit_termination(net: GAILReward, replay: op.Batch, steps: int) -> None:
 
 # --------------------------------------------------------------------------------------- training
 def train(config: Config, task: op.Task) -> irl.Training:
-    sac = op.SAC(*task.dims, *task.action_range, config)
+    q = op.TwinQ(*task.dims, config.hidden, config.q_unit)
+    sac = op.SAC(*task.dims, *task.action_range, config, q=q)
     sac.fit_normalizers(task.expert["obs"])
     net = GAILReward(*task.dims)
     net.norm.fit(task.expert["obs"])
