@@ -393,6 +393,7 @@ HEADLINE = {  # row of README's table: method, variant
     "**custom, with policy access**": ("custom", "full"),
     "**custom, reward only**": ("custom", "reward-only"),
     "behaviour cloning": ("bc", "full"),
+    "IQ-Learn, offline": ("iqlearn", "full"),
     "AIRL": ("airl", "full"),
     "GAIL": ("gail", "full"),
     "PPO on the true reward": ("oracle", "full"),

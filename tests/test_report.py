@@ -169,6 +169,17 @@ def test_the_mean_of_curves_covers_the_steps_that_all_have():
 
 
 # --------------------------------------------------------------------------------------- documents
+def test_cleanils_methods_stand_beside_what_is_published_of_them(tmp_path):
+    for seed, share in ((42, 0.9), (123, 0.7)):
+        write_run(tmp_path, method="iqlearn", seed=seed, share=share)
+    write_run(tmp_path, method="iqlearn", seed=456, share=0.1, demo_episodes=4, demo_subsample=20)
+    lines = tables.cleanil_table(tables.read_runs(tmp_path)).splitlines()
+    (line,) = (line for line in lines if line.startswith("| iqlearn |"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:5] == ["not run", "0.80 (0.70)", "not run", "1"]  # dense runs alone
+    assert cells[5:] == ["0.11", "0.84", "0.81", "500,000 updates"]
+
+
 @pytest.mark.parametrize("path_and_name", list(report.blocks()), ids=lambda key: key[1])
 def test_the_documents_say_what_the_committed_rows_say(path_and_name):
     assert tables.read_block(*path_and_name) == report.blocks()[path_and_name].strip()
