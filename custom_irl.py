@@ -395,6 +395,9 @@ class Hyperparameters:
     uncertainty_penalty: float = 0.15  # subtracted from Q's reward, times log(1 + disagreement)
 
     # Q and actor, with policy access only
+    improvement_interval: int = 2  # rollouts from one policy improvement to the next
+    sufficient_interval: int = 20  # the same where the BC actor nearly suffices,
+    sufficient_q_weight: float = 0.35  # which is a lower mean weight of Q in its own states
     target_refreshes: int = 120  # per policy improvement; targets are computed once in each
     q_steps_per_refresh: int = 10
     actor_steps_per_refresh: int = 4
@@ -659,6 +662,7 @@ class PolicyImprovement:
         self.base_lr = ppo_optimizer.param_groups[0]["lr"]
         self.lr_fraction = 1.0  # of base_lr: follows the loop's annealing, if it anneals
         self.bc_scale = 1.0  # until the BC actor has been evaluated
+        self.interval = hp.improvement_interval  # likewise
         obs_dim, action_dim = replay.obs.shape[1], replay.acts.shape[1]
         device = algorithm.device
         actors = [mlp(obs_dim, 256, action_dim).to(device) for _ in range(3)]
@@ -700,7 +704,8 @@ class PolicyImprovement:
         1 to 2                   0                               -2, 0
         3 to bc_rounds + 1       first BC actor, scaled          bc_logstds in turn
         then bc_eval_rounds      first BC actor                  quiet_logstd
-        the others               average of the actor            exploration_logstd or quiet_logstd
+        the others               average of the actor            exploration_logstd after an
+                                                                 improvement, else quiet_logstd
 
         The scaled and noisy rollouts show the critic and the termination network bad behaviour. Low
         noise first: a HalfCheetah flipped by noise stays on its back for the rest of the episode.
@@ -720,12 +725,15 @@ class PolicyImprovement:
             logstd = hp.bc_logstds[round_ % 4]
         elif improvement == 1:
             self.bc_scale = self.estimate_bc_scale()
-        if round_ > 1 and (improvement <= 0 or improvement % 2):
+            self.interval = self.choose_interval()
+        improves = improvement > 0 and improvement % self.interval == 1
+        if improves or (round_ > 1 and improvement <= 0):
             self.query_bc_actors()
-            self.fit_q(with_actor=improvement > 0)
-        if improvement > 0 and improvement % 2:
-            # Polynomial-decay averaging (arXiv 1212.1824), eta = 8: 9 / (8 + t), t = 1, 2, ...
-            polyak_update(self.policy.actor_mean, self.actor, tau=18 / (17 + improvement))
+            self.fit_q(with_actor=improves)
+        if improves:
+            # Polynomial-decay averaging (arXiv 1212.1824), eta = 8
+            t = improvement // self.interval + 1  # 1, 2, ...
+            polyak_update(self.policy.actor_mean, self.actor, tau=9 / (8 + t))
             logstd = hp.exploration_logstd
         with torch.no_grad():
             self.policy.actor_logstd.fill_(logstd)
@@ -741,6 +749,15 @@ class PolicyImprovement:
             scores = net.normalized_score(*self.replay.transitions(rows), net.baseline_score)
         gap = 1 - scores.mean().item()
         return 0.1 / min(max(gap, 0.001), 0.1)
+
+    def choose_interval(self):
+        """A tenth of the improvements where Q hardly counts in the states that the BC actor visits:
+        they take most of a run's time, and a BC actor that nearly suffices needs few.
+        """
+        self.query_bc_actors()
+        visited = self.disagreement[-self.replay.recent(self.hp.bc_eval_rounds) :]
+        suffices = self.q_weight(visited).mean() < self.hp.sufficient_q_weight
+        return self.hp.sufficient_interval if suffices else self.hp.improvement_interval
 
     def train_bc(self, lr):
         """Squared-error regression of both BC actors on the expert's actions. Half of each batch is
