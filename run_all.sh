@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up .venv on the first call, then runs the benchmark or the tests.
 #
-#   bash run_all.sh             3 environments x 3 seeds, 1M steps each, as many at once as there
-#                               are cores; then the report
+#   bash run_all.sh             both variants of the method, 3 environments x 3 seeds, 1M steps
+#                               each, as many at once as there are cores; then the report
 #   bash run_all.sh --quick     a look of minutes: one short run an environment, not a result
 #   bash run_all.sh --study benchmark/studies/ten-seeds.toml --dry-run
 #                               the runs of a study, which of them exist, and their core hours

@@ -1,9 +1,9 @@
 """Runs a method on every environment and seed, or a study from a file; then the report.
 
-    python -m benchmark.launch                  # what `bash run_all.sh` calls
+    python -m benchmark.launch                  # what `bash run_all.sh` calls: both variants
     python -m benchmark.launch --quick          # one short run an environment: a look, not a result
     python -m benchmark.launch --method gail    # a baseline, imitation-gail or ablation-no-value
-    python -m benchmark.launch --envs Hopper-v4 --seeds 1 2 --no-policy-access
+    python -m benchmark.launch --envs Hopper-v4 --seeds 1 2 --variants reward-only
     python -m benchmark.launch --frozen         # then: fresh policies on the rewards of those runs
     python -m benchmark.launch --diagnose       # and an examination of those rewards
     python -m benchmark.launch --study benchmark/studies/ten-seeds.toml --dry-run
@@ -42,7 +42,7 @@ from demos import formats
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Flags that say which runs, and that --study therefore excludes.
-OF_A_RUN = ("method", "panel", "envs", "seeds", "quick", "frozen", "learner")
+OF_A_RUN = ("method", "panel", "envs", "variants", "seeds", "quick", "frozen", "learner")
 QUIET_MINUTES = 10  # without a new row of metrics before a run is named
 HELD_SECONDS = 30  # before a run that another process holds is tried again
 
@@ -55,6 +55,8 @@ class Config:
     """demonstrations of a run: 50 episodes; 20, 4 or 1, and of those every 20th transition"""
     envs: tuple[str, ...] = runs.ENVS
     """environments"""
+    variants: tuple[Literal["full", "reward-only"], ...] | None = None
+    """with policy access (full), or PPO on the reward alone; default: both of custom, else full"""
     seeds: tuple[int, ...] | None = None
     """seeds; default: 42 123 456, with --quick 42 (for reporting: tune on others)"""
     quick: bool = False
@@ -196,8 +198,8 @@ def check(config: Config, flags: list[str]) -> None:
     for flag in study.names_of(flags) & set(study.SET_BY_A_RUN):
         own = study.SET_BY_A_RUN[flag]
         raise irl.UserError(f"{flag}: set by the launcher itself; expected --{own}")
-    if config.jobs < 1 or not config.envs or config.seeds == ():
-        raise irl.UserError("--jobs, --envs and --seeds: expected at least one of each")
+    if config.jobs < 1 or not config.envs or () in (config.seeds, config.variants):
+        raise irl.UserError("--jobs, --envs, --seeds, --variants: expected at least one of each")
     if config.minutes < 5:  # a job is told of its limit two minutes before
         raise irl.UserError(f"--minutes {config.minutes}: expected 5 or more")
     if config.array_parallelism < 1:
@@ -215,6 +217,23 @@ def check(config: Config, flags: list[str]) -> None:
         raise irl.UserError(f"--study and {others[0].lstrip('-')}: expected one; {expected}")
 
 
+def variants_of(config: Config, flags: list[str]) -> list[str]:
+    """The variants of study.py that the flags ask for; without any, both of a whole `custom`."""
+    given = study.names_of(flags)
+    asked = [name for name in ("true-reward", "reward-only") if given & set(study.VARIANTS[name])]
+    if config.frozen:
+        asked = ["frozen"]
+    if config.variants and asked:
+        other = "--frozen" if config.frozen else study.VARIANTS[asked[0]][0]
+        raise irl.UserError(f"--variants and {other}: expected one of them")
+    if config.variants:
+        return list(config.variants)
+    if asked:
+        return asked[:1]
+    both = config.method == "custom" and not config.quick
+    return ["full", "reward-only"] if both else ["full"]
+
+
 def runs_of(config: Config, flags: list[str]) -> list[study.Run]:
     """The runs that a study's file or the flags ask for.
 
@@ -224,16 +243,14 @@ def runs_of(config: Config, flags: list[str]) -> list[study.Run]:
     check(config, flags)
     if config.study is not None:
         return study.read_study(config.study)
-    variant = "frozen" if config.frozen else "full"
-    for name in ("reward-only", "true-reward"):
-        given = [flag for flag in flags if (flag.replace("_", "-"),) == study.VARIANTS[name]]
-        if given and variant != "frozen":
-            variant = name
-            flags = [flag for flag in flags if flag not in given]
+    variants = variants_of(config, flags)
+    if not config.frozen:
+        of_variants = study.VARIANTS.values()
+        flags = [flag for flag in flags if (flag.replace("_", "-"),) not in of_variants]
     group = {
         "methods": [config.method],
         "panels": [config.panel],
-        "variants": [variant],
+        "variants": variants,
         "environments": config.envs,
         "seeds": config.seeds or (runs.SEEDS[:1] if config.quick else runs.SEEDS),
         "learner": config.learner,

@@ -434,7 +434,8 @@ def readme_table(published: pd.DataFrame) -> str:
 
 def readme_notes(published: pd.DataFrame, missing: list[str], worst: list[tuple]) -> str:
     """Under the table: what a number is, command and time, the worst runs, what is not run yet."""
-    custom = chosen(published, "custom", "full", "dense")
+    variants = ("full", "reward-only")
+    custom = pd.concat(chosen(published, "custom", variant, "dense") for variant in variants)
     hidden = [
         f"{run['normalized_return']:.2f} ({run['env'].split('-')[0]}, seed {run['seed']}, "
         f"{amount}, {'reward only' if variant == 'reward-only' else 'with policy access'})"
@@ -445,8 +446,8 @@ def readme_notes(published: pd.DataFrame, missing: list[str], worst: list[tuple]
         f"Interquartile mean [95 % interval] of the normalised return (0: random policy, 1: expert)"
         f" over {', '.join(ENVS)} and {len(runs.SEEDS)} seeds: final policy, 10 deterministic"
         " episodes. PPO on the true reward uses no demonstrations.",
-        f"`bash run_all.sh` makes the first cell: {len(custom)} runs, {minutes:.0f} minutes of one"
-        " core in all.",
+        "`bash run_all.sh` makes the first column of both `custom` rows:"
+        f" {len(custom)} runs, {minutes:.0f} minutes of one core in all.",
         f"The worst runs that these means hide: {'; '.join(hidden)}.",
     ]
     if missing:

@@ -60,12 +60,34 @@ def test_bad_flags_are_refused_before_anything_is_written(
 
 
 # --------------------------------------------------------------------------------------------- jobs
-def test_the_default_is_three_environments_and_three_seeds():
+def test_the_default_is_three_environments_and_three_seeds_of_both_variants():
     jobs = jobs_of(launch.Config())
-    wanted = {(env, seed, 1_000_000, False) for env in runs.ENVS for seed in runs.SEEDS}
+    wanted = {
+        (env, seed, 1_000_000, reward_only)
+        for env in runs.ENVS
+        for seed in runs.SEEDS
+        for reward_only in (False, True)
+    }
     args = [job.args for job in jobs]
     assert {(a.env, a.seed, a.total_timesteps, a.no_policy_access) for a in args} == wanted
-    assert len({job.folder for job in jobs}) == 9
+    assert len({job.folder for job in jobs}) == 18
+    assert len(jobs_of(launch.Config(method="gail"))) == 9
+
+
+@pytest.mark.parametrize("variant", ["full", "reward-only"])
+def test_one_variant_can_be_asked_for(variant):
+    jobs = jobs_of(launch.Config(variants=(variant,)))
+    assert [job.run.variant for job in jobs] == [variant] * 9
+
+
+@pytest.mark.parametrize(
+    ("other", "flags"),
+    [({"frozen": True}, []), ({}, ["--true_reward"]), ({"quick": True}, ["--no-policy-access"])],
+)
+def test_variants_are_said_once(other, flags):
+    config = launch.Config(variants=("full",), **other)
+    with pytest.raises(irl.UserError, match=r"--variants and --.*: expected one of them"):
+        launch.runs_of(config, flags)
 
 
 def test_a_quick_look_is_one_short_run_an_environment_and_marked():
@@ -125,7 +147,7 @@ def test_the_oracle_of_either_learner_has_a_folder_of_its_own():
 
 def test_sac_has_a_budget_of_its_own_and_the_reward_it_learns_from_another(tmp_path):
     config = {"envs": ("Hopper-v4",), "seeds": (1,), "results": tmp_path}
-    (trained,) = jobs_of(launch.Config(**config), [])
+    (trained,) = jobs_of(launch.Config(**config, variants=("full",)), [])
     trained.folder.mkdir(parents=True)
     (trained.folder / "result.json").write_text(json.dumps(RESULT))
     (job,) = jobs_of(launch.Config(**config, frozen=True, learner="sac"), [])
@@ -197,7 +219,7 @@ def test_a_failed_run_is_one_line_with_its_reason_and_its_log(
 ):
     script = f"import os, sys; print('begun'); {code}"
     monkeypatch.setattr(launch, "program", lambda run, trained: ["-c", script])
-    assert launcher("--envs", "Hopper-v4", "--seeds", "1") == 1
+    assert launcher("--variants", "full", "--envs", "Hopper-v4", "--seeds", "1") == 1
     (line,) = capsys.readouterr().err.splitlines()
     log = tmp_path / "custom" / "Hopper-v4" / "seed1" / "log.txt"
     assert line.startswith("failed: Hopper-v4 seed 1: ")
@@ -209,7 +231,7 @@ def test_a_failed_run_is_one_line_with_its_reason_and_its_log(
 def jobs_with(script: str, monkeypatch, results: Path, n: int = 1) -> list[launch.Job]:
     """Jobs that run `script`, in which FOLDER is the run's."""
     seeds = tuple(range(1, n + 1))
-    jobs = jobs_of(launch.Config(envs=("Hopper-v4",), seeds=seeds, results=results))
+    jobs = jobs_of(launch.Config("gail", envs=("Hopper-v4",), seeds=seeds, results=results))
     for job in jobs:
         job.command = [sys.executable, "-c", script.replace("FOLDER", repr(str(job.folder)))]
     return jobs
@@ -260,7 +282,7 @@ def test_new_rows_keep_a_run_alive(monkeypatch, tmp_path):
 
 
 def test_only_rows_that_are_written_as_a_run_goes_are_missed():
-    (ours,) = jobs_of(launch.Config(envs=("Hopper-v4",), seeds=(1,)))
+    (ours,) = jobs_of(launch.Config("gail", envs=("Hopper-v4",), seeds=(1,)))
     peer_config = launch.Config(method="imitation-bc", envs=("Hopper-v4",), seeds=(1,))
     (peer,) = jobs_of(peer_config)
     for job in (ours, peer):
@@ -289,7 +311,7 @@ def test_a_closed_terminal_stops_the_launcher_but_not_under_nohup():
 
 
 def test_a_long_list_shows_first_what_needs_attention():
-    jobs = jobs_of(launch.Config())
+    jobs = jobs_of(launch.Config("gail"))
     jobs[7].state = "failed"
     jobs[8].state = jobs[6].state = "running"
     jobs[6].quiet = True

@@ -20,7 +20,7 @@ OPTIONS = cluster.Options(minutes=10)
 def jobs_with(script: str, results: Path, n: int = 1) -> list[launch.Job]:
     """Jobs that run `script` instead of a worker, in the folder of the run."""
     seeds = tuple(range(1, n + 1))
-    config = launch.Config(envs=("Hopper-v4",), seeds=seeds, results=results)
+    config = launch.Config("gail", envs=("Hopper-v4",), seeds=seeds, results=results)
     jobs = launch.make_jobs(launch.runs_of(config, []), results)
     for job in jobs:
         job.command = ["sh", "-c", f"cd {job.folder}; {script}"]
