@@ -45,7 +45,7 @@ class Config:
     """rounds of collecting and fitting"""
     round_steps: int = 2_000
     """environment steps in a round, at least; whole episodes are played"""
-    epochs: int = 2
+    epochs: int = 8
     """epochs over all pairs in a round"""
     batch_size: int = 128
     """pairs in a batch"""
