@@ -1,7 +1,7 @@
 """Inverse reinforcement learning in one file: a reward learned from demonstrations, and a policy.
 
     python custom_irl.py --env Hopper-v4                      # 1M steps, 50 expert episodes
-    python custom_irl.py --env Hopper-v4 --no-policy-access   # PPO learns from the reward alone
+    python custom_irl.py --env Hopper-v4 --no-policy-access   # PPO learns from rewards alone
     python custom_irl.py --env Hopper-v4 --true-reward        # oracle: PPO on the true reward
 
 A run writes metrics.csv, policy.pt, reward_net.pt and result.json into its folder (--out). The
@@ -62,7 +62,7 @@ class Args:
     demo_subsample: int = 1  # keep every k-th transition of each episode
     out: Path | None = None  # folder of the run; default: results/METHOD/ENV/seedSEED
     overwrite: bool = False  # replace a finished run in that folder
-    no_policy_access: bool = False  # no call of `set_policy`: PPO learns from the reward alone
+    no_policy_access: bool = False  # no call of `set_policy`: PPO learns from rewards alone
     true_reward: bool = False  # oracle: train on the environment's reward, without any method
 
     irl_lr: float = 3e-4  # learning rate of the reward's update
@@ -384,10 +384,16 @@ class Hyperparameters:
     value_steps: int = 40  # gradient steps of V per rollout
     td_lambda: float = 0.9  # lambda of the returns that V and Q are fitted to
 
-    # Behaviour cloning, with policy access only
+    # Imitation reward, without policy access only
+    imitation_coef: float = 1.0  # weight of the squared distance to the BC actor's action
+    gae_lambda: float = 0.95  # of the loop's advantages
+
+    # Behaviour cloning
     bc_rounds: int = 20  # rollouts during which the BC actors are trained
     bc_steps: int = 1000  # gradient steps per rollout, times min(3, 1 + n_expert / 20,000)
     bc_lr: float = 2e-3  # decays to 0 along a cosine
+
+    # Rollouts of the BC actors, with policy access only
     bc_action_scales: tuple = (1.0, 1.0, 0.5, 0.25, 2.0**-10)  # of the BC actor, 4 rollouts each
     bc_logstds: tuple = (-3.0, -2.0, -1.0, 0.0)  # exploration of those rollouts, in turn
     bc_eval_rounds: int = 10  # rollouts of the trained BC actor with little noise
@@ -539,6 +545,18 @@ class RewardNetwork(nn.Module):
         return self.policy_relative_g(state, action, next_state) + shaping
 
 
+def successors(obs, next_obs):
+    """For each of n transitions the one that follows it in its episode: rows (n,) int, and whether
+    there is one (n,) bool. It is the one whose obs equals its next_obs, since a rollout's order is
+    not promised; equal vectors are found by sorting one random projection of both.
+    """
+    projection = torch.randn(obs.shape[1], dtype=torch.float64, device=obs.device)
+    keys, order = (obs.double() @ projection).sort()
+    wanted = next_obs.double() @ projection
+    at = torch.searchsorted(keys, wanted).clamp(max=len(obs) - 1)
+    return order[at], keys[at] == wanted
+
+
 class Replay:
     """The demonstrations (rows 0 to n_expert - 1), then every transition of every rollout.
 
@@ -559,16 +577,10 @@ class Replay:
         self.next_row = torch.full((self.n_expert,), -1, device=obs.device)
 
     def add(self, obs, acts, next_obs, ended):
-        """Appends a rollout. A transition's successor is the one whose obs equals its next_obs;
-        equal vectors are found by sorting one random projection of both.
-        """
+        """Appends a rollout."""
+        next_row, followed = successors(obs, next_obs)
+        next_row = torch.where(followed, len(self.obs) + next_row, -1)
         n = len(obs)
-        first_row = len(self.obs)
-        projection = torch.randn(obs.shape[1], dtype=torch.float64, device=obs.device)
-        keys, order = (obs.double() @ projection).sort()
-        wanted = next_obs.double() @ projection
-        at = torch.searchsorted(keys, wanted).clamp(max=n - 1)
-        next_row = torch.where(keys[at] == wanted, first_row + order[at], -1)
         self.obs = torch.cat([self.obs, obs])
         self.acts = torch.cat([self.acts, acts])
         self.next_obs = torch.cat([self.next_obs, next_obs])
@@ -615,6 +627,53 @@ class Replay:
         return returns
 
 
+class BehaviourCloning:
+    """Actors trained on the demonstrations alone, by squared error of their actions."""
+
+    def __init__(self, algorithm, n_actors):
+        net, replay = algorithm.reward_net, algorithm.replay
+        self.hp = algorithm.hyperparameters
+        self.replay = replay
+        self.batch_size = algorithm.args.irl_batch_size
+        dims = (replay.obs.shape[1], 256, replay.acts.shape[1])
+        self.actors = [mlp(*dims).to(algorithm.device) for _ in range(n_actors)]
+        for actor in self.actors:
+            self.initialize(actor, net)
+        parameters = [p for actor in self.actors for p in actor.parameters()]
+        self.optimizer = optim.Adam(parameters, fused=True)
+
+    @torch.no_grad()
+    def initialize(self, actor, net):
+        """The first layer normalises observations, which the loop does not; all actions are 0."""
+        for layer in actor[:-1:2]:
+            nn.init.orthogonal_(layer.weight, 2**0.5)
+        actor[0].weight /= net.obs_std
+        actor[0].bias -= actor[0].weight @ net.obs_mean
+        for p in actor[-1].parameters():
+            p.zero_()
+
+    def train(self, round_):
+        """The gradient steps of rollout `round_`, 1 to bc_rounds. Half of each batch is drawn in
+        proportion to the error: the first steps of an episode are rare in the data, but an error
+        there ends the episode.
+        """
+        hp, replay, size = self.hp, self.replay, self.batch_size // 2
+        decay = 0.5 * (1 + np.cos(np.pi * (round_ - 1) / hp.bc_rounds))
+        self.optimizer.param_groups[0]["lr"] = decay * hp.bc_lr
+        for step in range(int(hp.bc_steps * min(3, 1 + replay.n_expert / 20_000))):
+            if step % 100 == 0:
+                candidates = replay.sample_expert(8192)
+                with torch.no_grad():
+                    errors = self.actors[0](replay.obs[candidates]) - replay.acts[candidates]
+                hard = candidates[torch.multinomial(errors.norm(dim=1) + 1e-6, 2048)]
+            even = replay.sample_expert(size)
+            picked = torch.randint(2048, (size,), device=hard.device)
+            rows = torch.cat([even, hard[picked]])
+            obs, acts = replay.obs[rows], replay.acts[rows]
+            losses = [(actor(obs) - acts).square().sum(1).mean() for actor in self.actors]
+            gradient_step(self.optimizer, sum(losses))
+
+
 def q_network(in_dim, hidden):
     """Layer norm bounds Q at actions without data (arXiv 2302.02948)."""
     layers = []
@@ -656,7 +715,6 @@ class PolicyImprovement:
         self.hp = hp = algorithm.hyperparameters
         self.reward_net = algorithm.reward_net
         self.replay = replay = algorithm.replay
-        self.batch_size = algorithm.args.irl_batch_size
         self.policy = policy
         self.ppo_optimizer = ppo_optimizer
         self.base_lr = ppo_optimizer.param_groups[0]["lr"]
@@ -665,33 +723,23 @@ class PolicyImprovement:
         self.interval = hp.improvement_interval  # likewise
         obs_dim, action_dim = replay.obs.shape[1], replay.acts.shape[1]
         device = algorithm.device
-        actors = [mlp(obs_dim, 256, action_dim).to(device) for _ in range(3)]
-        self.bc_actors = actors[:2]
-        self.actor = actors[2]
-        self.initialize_actors()
+        self.cloning = BehaviourCloning(algorithm, n_actors=2)
+        self.bc_actors = self.cloning.actors
+        self.actor = mlp(obs_dim, 256, action_dim).to(device)
+        self.initialize_policy()
         # Of each row of the replay, computed once: first BC actor's action, disagreement.
         self.bc_acts = replay.acts[:0]
         self.disagreement = replay.acts[:0, 0]
         self.q = twin_q(obs_dim + action_dim, hp.q_hidden).to(device)
         self.q_target = twin_q(obs_dim + action_dim, hp.q_hidden).to(device)
         self.q_target.load_state_dict(self.q.state_dict())
-        bc_parameters = [p for actor in self.bc_actors for p in actor.parameters()]
-        self.bc_optimizer = optim.Adam(bc_parameters, fused=True)
         self.actor_optimizer = optim.Adam(self.actor.parameters(), fused=True)
         self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
 
     @torch.no_grad()
-    def initialize_actors(self):
-        """The BC actors' first layer normalises observations, which the loop does not. All means
-        start at 0, and so does PPO's critic.
-        """
-        net = self.reward_net
-        for actor in self.bc_actors:
-            for layer in actor[:-1:2]:
-                nn.init.orthogonal_(layer.weight, 2**0.5)
-            actor[0].weight /= net.obs_std
-            actor[0].bias -= actor[0].weight @ net.obs_mean
-        for network in (self.policy.critic, self.policy.actor_mean, *self.bc_actors):
+    def initialize_policy(self):
+        """Mean actions start at 0, and so do the values of PPO's critic."""
+        for network in (self.policy.critic, self.policy.actor_mean):
             for p in network[-1].parameters():
                 p.zero_()
         self.policy.actor_logstd.fill_(-2.0)
@@ -717,7 +765,9 @@ class PolicyImprovement:
         if round_ == 1:
             logstd = 0.0
         elif round_ <= hp.bc_rounds:
-            self.train_bc(0.5 * hp.bc_lr * (1 + np.cos(np.pi * (round_ - 1) / hp.bc_rounds)))
+            self.cloning.train(round_)
+            self.bc_acts = self.bc_acts[:0]
+            self.disagreement = self.disagreement[:0]
             polyak_update(self.actor, self.bc_actors[0], tau=1.0)
             polyak_update(self.policy.actor_mean, self.bc_actors[0], tau=1.0)
             scales = hp.bc_action_scales
@@ -758,28 +808,6 @@ class PolicyImprovement:
         visited = self.disagreement[-self.replay.recent(self.hp.bc_eval_rounds) :]
         suffices = self.q_weight(visited).mean() < self.hp.sufficient_q_weight
         return self.hp.sufficient_interval if suffices else self.hp.improvement_interval
-
-    def train_bc(self, lr):
-        """Squared-error regression of both BC actors on the expert's actions. Half of each batch is
-        drawn in proportion to the error: the first steps of an episode are rare in the data, but an
-        error there ends the episode.
-        """
-        replay, size = self.replay, self.batch_size // 2
-        self.bc_optimizer.param_groups[0]["lr"] = lr
-        self.bc_acts = self.bc_acts[:0]
-        self.disagreement = self.disagreement[:0]
-        for step in range(int(self.hp.bc_steps * min(3, 1 + replay.n_expert / 20_000))):
-            if step % 100 == 0:
-                candidates = replay.sample_expert(8192)
-                with torch.no_grad():
-                    errors = self.bc_actors[0](replay.obs[candidates]) - replay.acts[candidates]
-                hard = candidates[torch.multinomial(errors.norm(dim=1) + 1e-6, 2048)]
-            even = replay.sample_expert(size)
-            picked = torch.randint(2048, (size,), device=hard.device)
-            rows = torch.cat([even, hard[picked]])
-            obs, acts = replay.obs[rows], replay.acts[rows]
-            losses = [(actor(obs) - acts).square().sum(1).mean() for actor in self.bc_actors]
-            gradient_step(self.bc_optimizer, sum(losses))
 
     def query_bc_actors(self):
         """BC action and ensemble disagreement (DRIL, Brantley et al. 2020) of new replay rows."""
@@ -877,9 +905,9 @@ class IRLAlgorithm:
     """Adversarial IRL with a Wasserstein critic, a learned termination probability and a value
     potential.
 
-    Without `set_policy` the loop's PPO trains the policy on `training_reward`, and the parts below
-    are the whole method. With `set_policy` PPO is paid 0 and PolicyImprovement trains the policy on
-    the learned reward.
+    Without `set_policy` the loop's PPO trains the policy on `training_reward` + `imitation_reward`,
+    and the parts below are the whole method. With `set_policy` PPO is paid 0 and PolicyImprovement
+    trains the policy on the learned reward.
     """
 
     hyperparameters = Hyperparameters()
@@ -892,6 +920,7 @@ class IRLAlgorithm:
         self.device = device
         self.replay = Replay(expert_demos["obs"], expert_demos["acts"], expert_demos["next_obs"])
         self.terminal_obs = self.replay.obs[:0]  # next_obs of transitions that ended an episode
+        self.cloning = BehaviourCloning(self, n_actors=1)
         self.improvement = None  # set by set_policy
         self.calls = 0
         self.round = 0
@@ -913,7 +942,21 @@ class IRLAlgorithm:
         if self.improvement is not None:
             return torch.zeros(len(obs), device=self.device)
         with torch.no_grad():
-            return self.reward_net.training_reward(obs, acts, next_obs)
+            reward = self.reward_net.training_reward(obs, acts, next_obs)
+            return reward + self.imitation_reward(obs, acts, next_obs)
+
+    def imitation_reward(self, obs, acts, next_obs):
+        """x(s, a) - gamma lambda x(s', a') of consecutive transitions, (batch,), with
+        x = -imitation_coef |a - mu(s)|^2, centred, and mu the BC actor.
+
+        Generalised advantage estimation discounts by gamma lambda, so that the sum telescopes and
+        the advantage of an action is its own x, without the noise of the steps that follow.
+        """
+        hp = self.hyperparameters
+        x = -hp.imitation_coef * (acts - self.cloning.actors[0](obs)).square().sum(1)
+        x = x - x.mean()
+        next_row, followed = successors(obs, next_obs)
+        return x - hp.gamma * hp.gae_lambda * torch.where(followed, x[next_row], 0.0)
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         stats = {}
@@ -934,6 +977,8 @@ class IRLAlgorithm:
         self.update_baseline_score()
         if self.improvement is None:
             self.fit_value()
+            if self.round <= self.hyperparameters.bc_rounds:
+                self.cloning.train(self.round)
         else:
             self.improvement.prepare_rollout_policy(self.round)
         with torch.no_grad():

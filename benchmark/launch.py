@@ -56,7 +56,7 @@ class Config:
     envs: tuple[str, ...] = runs.ENVS
     """environments"""
     variants: tuple[Literal["full", "reward-only"], ...] | None = None
-    """with policy access (full), or PPO on the reward alone; default: both of custom, else full"""
+    """with policy access (full), or PPO on rewards alone; default: both of custom, else full"""
     seeds: tuple[int, ...] | None = None
     """seeds; default: 42 123 456, with --quick 42 (for reporting: tune on others)"""
     quick: bool = False

@@ -325,7 +325,7 @@ def test_bc_learns_the_demonstrations_and_what_is_rare_in_them(monkeypatch):
         demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
         demos["obs"][::16, 4] += 5.0
         demos["acts"][::16] = 1.0
-        algorithm.improvement.train_bc(lr=1e-3)
+        algorithm.improvement.cloning.train(11)
         errors = algorithm.improvement.bc_actors[0](demos["obs"]) - demos["acts"]
         squares = errors.square().mean(1)
         rare.append(squares[::16].mean())
@@ -337,7 +337,7 @@ def test_bc_actors_disagree_where_nothing_was_demonstrated():
     algorithm, _, demos = with_policy(bc_steps=500)
     improvement = algorithm.improvement
     demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
-    improvement.train_bc(lr=1e-3)
+    improvement.cloning.train(11)
     obs, acts, next_obs = batch(512, seed=4)
     algorithm.replay.add(obs + 8, acts, next_obs, torch.zeros(512, dtype=torch.bool))
     improvement.query_bc_actors()
@@ -369,7 +369,7 @@ def test_q_is_the_discounted_reward_until_a_termination(monkeypatch, time_limits
     improvement.bc_acts = algorithm.replay.acts
     improvement.disagreement = torch.zeros(512 + 2048)
     improvement.base_lr = 1e-3
-    for _ in range(100):
+    for _ in range(150):
         improvement.fit_q(with_actor=False)
     with torch.no_grad():
         q = improvement.q_values(improvement.q, obs, acts)
@@ -399,7 +399,7 @@ def improvement_with_two_places(**changes):
     """
     algorithm, _, _ = with_policy(bc_steps=500, **changes)
     improvement = algorithm.improvement
-    improvement.train_bc(lr=1e-3)
+    improvement.cloning.train(11)
     irl.polyak_update(improvement.actor, improvement.bc_actors[0], tau=1.0)
     places = [batch(512, seed=seed)[0] for seed in (4, 5)]
     places[0][:, 0] += 20
@@ -541,6 +541,44 @@ def test_ppo_never_moves_the_policy_while_it_is_paid_nothing():
     rollout = irl.Rollout(obs, acts, obs, logprobs, values, values, rewards, ended, ended)
     irl.update_policy(policy, algorithm.improvement.ppo_optimizer, rollout, rewards, args)
     assert torch.equal(parameters_of(policy), before)
+
+
+# -------------------------------------------------------------------------------- imitation reward
+def test_the_advantage_of_the_imitation_reward_is_each_actions_own_distance():
+    """In any order of the rows, whatever an episode ends with. The last step of a rollout has no
+    successor in it, which changes that step alone."""
+    _, algorithm, _ = make()
+    shape = (64, 4)
+    obs, acts, next_obs = (x.unflatten(0, shape) for x in batch(64 * 4))
+    ended = torch.rand(shape) < 0.05
+    terminated = ended & (torch.rand(shape) < 0.5)
+    next_obs[:-1] = torch.where(ended[:-1, :, None], next_obs[:-1], obs[1:])
+    order = torch.randperm(64 * 4)
+    flat = [x.flatten(0, 1)[order] for x in (obs, acts, next_obs)]
+    rewards = torch.empty(64 * 4)
+    with torch.no_grad():
+        rewards[order] = algorithm.imitation_reward(*flat)
+    nothing = torch.zeros(shape)
+    advantages = irl.compute_gae(
+        rewards.view(shape), nothing, nothing, terminated, ended, gamma=0.99, lam=0.95
+    )
+    distances = acts.square().sum(-1)  # an untrained BC actor's actions are 0
+    torch.testing.assert_close(advantages, distances.mean() - distances, rtol=1e-4, atol=1e-4)
+
+
+def test_without_policy_access_ppo_is_paid_for_the_clones_actions():
+    _, algorithm, demos = make(bc_steps=300, bc_rounds=2)
+    demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
+    obs, acts, next_obs = batch(512, seed=3)
+    for _ in range(3):
+        algorithm.start_round(obs, acts, next_obs, torch.zeros(512, dtype=torch.bool))
+    obs, next_obs = demos["obs"], demos["next_obs"]
+    near, far = demos["acts"], demos["acts"] + 1.0
+    half = torch.arange(512)[:, None] < 256
+    reward = algorithm.compute_reward(obs, torch.where(half, near, far), next_obs)
+    plain = algorithm.reward_net.training_reward(obs, torch.where(half, near, far), next_obs)
+    term = reward - plain.detach()
+    assert (term[:256].mean() - term[256:].mean()).item() == pytest.approx(3.0, abs=0.1)
 
 
 # ------------------------------------------------------------------------------------ the contract
