@@ -921,6 +921,7 @@ class IRLAlgorithm:
         self.replay = Replay(expert_demos["obs"], expert_demos["acts"], expert_demos["next_obs"])
         self.terminal_obs = self.replay.obs[:0]  # next_obs of transitions that ended an episode
         self.cloning = BehaviourCloning(self, n_actors=1)
+        self.baseline_net = mlp(obs_dim, hp.value_hidden).to(device)
         self.improvement = None  # set by set_policy
         self.calls = 0
         self.round = 0
@@ -934,6 +935,9 @@ class IRLAlgorithm:
         self.value_optimizer = optim.Adam(
             reward_net.value_net.parameters(), lr=hp.value_lr, fused=True
         )
+        self.baseline_optimizer = optim.Adam(
+            self.baseline_net.parameters(), lr=hp.value_lr, fused=True
+        )
 
     def set_policy(self, policy, optimizer):
         self.improvement = self.policy_improvement_cls(self, policy, optimizer)
@@ -943,20 +947,34 @@ class IRLAlgorithm:
             return torch.zeros(len(obs), device=self.device)
         with torch.no_grad():
             reward = self.reward_net.training_reward(obs, acts, next_obs)
-            return reward + self.imitation_reward(obs, acts, next_obs)
+        return reward + self.imitation_reward(obs, acts, next_obs)
 
     def imitation_reward(self, obs, acts, next_obs):
         """x(s, a) - gamma lambda x(s', a') of consecutive transitions, (batch,), with
-        x = -imitation_coef |a - mu(s)|^2, centred, and mu the BC actor.
+        x = -imitation_coef |a - mu(s)|^2 less its mean in the state, and mu the BC actor.
 
         Generalised advantage estimation discounts by gamma lambda, so that the sum telescopes and
         the advantage of an action is its own x, without the noise of the steps that follow.
         """
         hp = self.hyperparameters
-        x = -hp.imitation_coef * (acts - self.cloning.actors[0](obs)).square().sum(1)
-        x = x - x.mean()
+        with torch.no_grad():
+            distance = (acts - self.cloning.actors[0](obs)).square().sum(1)
+        x = -hp.imitation_coef * distance
+        x = x - self.fit_baseline(obs, x)
         next_row, followed = successors(obs, next_obs)
         return x - hp.gamma * hp.gae_lambda * torch.where(followed, x[next_row], 0.0)
+
+    def fit_baseline(self, obs, x):
+        """The mean of x in each state, (batch,), fitted to these transitions. With it the imitation
+        reward neither pays for some states nor charges for others, which would reward an end.
+        """
+        states = self.reward_net.normalize(obs)
+        for _ in range(self.hyperparameters.value_steps):
+            rows = torch.randint(len(x), (self.args.irl_batch_size,), device=self.device)
+            loss = ((self.baseline_net(states[rows]).squeeze(-1) - x[rows]) ** 2).mean()
+            gradient_step(self.baseline_optimizer, loss)
+        with torch.no_grad():
+            return self.baseline_net(states).squeeze(-1)
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
         stats = {}

@@ -556,14 +556,29 @@ def test_the_advantage_of_the_imitation_reward_is_each_actions_own_distance():
     order = torch.randperm(64 * 4)
     flat = [x.flatten(0, 1)[order] for x in (obs, acts, next_obs)]
     rewards = torch.empty(64 * 4)
-    with torch.no_grad():
-        rewards[order] = algorithm.imitation_reward(*flat)
+    rewards[order] = algorithm.imitation_reward(*flat)
     nothing = torch.zeros(shape)
     advantages = irl.compute_gae(
         rewards.view(shape), nothing, nothing, terminated, ended, gamma=0.99, lam=0.95
     )
     distances = acts.square().sum(-1)  # an untrained BC actor's actions are 0
-    torch.testing.assert_close(advantages, distances.mean() - distances, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        baseline = algorithm.baseline_net(algorithm.reward_net.normalize(obs)).squeeze(-1)
+    torch.testing.assert_close(advantages, -distances - baseline, rtol=1e-4, atol=1e-4)
+
+
+def test_no_state_is_paid_for_by_the_imitation_reward():
+    """Where all actions are as far from the clone's as these, the mean over actions is 0."""
+    _, algorithm, _ = make()
+    obs, acts, next_obs = batch(4096)
+    near = torch.arange(4096) % 2 == 0
+    obs[:, 0] = torch.where(near, 3.0, -3.0)
+    acts[near] *= 0.1
+    for _ in range(10):
+        x = algorithm.imitation_reward(obs, acts, next_obs)  # no transition follows another
+    assert x[near].mean().item() == pytest.approx(0.0, abs=0.2)
+    assert x[~near].mean().item() == pytest.approx(0.0, abs=0.2)
+    assert acts[~near].square().sum(1).mean() > 2.5
 
 
 def test_without_policy_access_ppo_is_paid_for_the_clones_actions():
