@@ -185,10 +185,10 @@ class Learner:
         self.reward_optimizer = adam(self.reward_net.f.parameters(), config.reward_lr)
         self.sac = SAC(*task.dims, *task.action_range, config)
         self.sac.fit_normalizers(self.data["obs"])
-        for _ in range(config.bc_steps):
-            gradient_step(
-                self.sac.actor_optimizer, bc_loss(self.sac, sample(self.expert, config.batch_size))
-            )
+        for step in range(config.bc_steps):
+            irl.anneal(self.sac.actor_optimizer, config.lr, step, config.bc_steps)
+            expert = sample(self.expert, config.batch_size)
+            gradient_step(self.sac.actor_optimizer, bc_loss(self.sac, expert))
         self.sac.actor.set_std(config.first_std)
         self.sac.actor_optimizer = adam(self.sac.actor.parameters(), config.actor_lr)
         capacity = config.kept_rollouts * (config.n_starts // 2) * config.rollout_steps
@@ -263,6 +263,7 @@ class Learner:
         report = critic_step(self.sac, batch, rewards)
         if step <= self.config.critic_steps:
             return report
+        irl.anneal(self.sac.actor_optimizer, self.config.actor_lr, step - 1, self.config.steps)
         expert = sample(self.expert, self.config.batch_size)
         loss = anchored_loss(self.sac, batch, expert, self.config)
         return report | {"actor_loss": gradient_step(self.sac.actor_optimizer, loss)}

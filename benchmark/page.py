@@ -214,7 +214,7 @@ def diagnoses(found: pd.DataFrame) -> str:
     """The overview of the runs that `python -m benchmark.diagnose` has examined; "" if none."""
     examined = [Path(f) for f in found["folder"] if (Path(f) / "diagnosis.json").is_file()]
     there = [outputs.read_diagnosis(folder) for folder in examined]
-    return table(outputs.overview(there)) if there else ""
+    return table(outputs.overview_table(outputs.overview(there))) if there else ""
 
 
 def origins(found: pd.DataFrame) -> list[dict[str, str]]:

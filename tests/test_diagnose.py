@@ -30,7 +30,6 @@ from benchmark.diagnose import (
 )
 from benchmark.diagnose.subject import NotApplicable, Subject
 from benchmark.diagnose.table import as_json, number, with_interval
-from benchmark.tables import block_marks
 from demos.expert import play
 from demos.formats import Episode, write
 
@@ -407,14 +406,32 @@ def test_the_command_leaves_its_files(tiny_run, tmp_path, monkeypatch, capsys, q
     for label in found["labels"]:
         assert f"| {label['name']} | {outputs.APPLIES[label['applies']]} | " in text
     row = (tmp_path / "table.md").read_text().splitlines()[-1]
-    assert row.startswith("| custom Hopper-v4 |")
+    assert row.startswith("| custom Hopper-v4 1 |")
     assert all(label["name"] in row for label in found["labels"] if label["applies"])
-    page = tmp_path / "page.md"
-    begin, end = block_marks("rewards")
-    page.write_text(f"# Mine\n\n{begin}\nold\n{end}\n\nAfterwards.\n")
-    diagnose_in_process(monkeypatch, folder, "--table", page, "--table-only")
-    table = (tmp_path / "table.md").read_text()
-    assert page.read_text() == f"# Mine\n\n{begin}\n{table}{end}\n\nAfterwards.\n"
+    diagnose_in_process(monkeypatch, folder, "--table", tmp_path / "table.csv", "--table-only")
+    saved = pd.read_csv(tmp_path / "table.csv").fillna({"failures": ""})
+    assert outputs.overview_table(saved) == (tmp_path / "table.md").read_text()
+
+
+def test_the_published_table_is_of_means_over_seeds():
+    names = [f"{head}: {name}" for head, (_, _, rows) in outputs.HEADLINES.items() for name in rows]
+    run = {"method": "custom", "variant": "full", "panel": "dense", "env": "Hopper-v4"}
+    numbers = dict.fromkeys(names)
+    ranked = [n for n in names if n.startswith("ranking")]
+    rows = [
+        {
+            **run,
+            "seed": seed,
+            "normalized_return": share,
+            **numbers,
+            ranked[0]: share,
+            "failures": x,
+        }
+        for seed, share, x in ((1, 0.5, "stale_reward"), (2, 0.7, "stale_reward early_end"))
+    ]
+    header, _, line = outputs.published_table(pd.DataFrame(rows)).strip().splitlines()
+    assert line == "| full, Hopper-v4 | 0.60 | 0.60 / - | early_end 1/2, stale_reward 2/2 |"
+    assert "distance" not in header  # not measured in any run
 
 
 @pytest.fixture
@@ -451,7 +468,7 @@ def test_own_demonstrations_in_an_own_environment(own_run, monkeypatch, quick_ex
     assert "are gone" in found["examinations"]["counterfactuals"]["not_applicable"]
     unknown = {label["name"] for label in found["labels"] if label["applies"] is None}
     assert {"early_termination", "stale_reward", "distant_reward"} <= unknown
-    assert "| custom Pendulum-v1 |  | " in (folder / "table.md").read_text()
+    assert "| custom Pendulum-v1 1 |  | " in (folder / "table.md").read_text()
 
 
 def test_bad_input_gets_one_line_and_nothing_is_written(tiny_run, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
     python -m benchmark.diagnose results/custom/Hopper-v4/seed42 --fast    # about a minute
     python -m benchmark.diagnose results/custom/Hopper-v4/seed42           # also trains policies
     python -m benchmark.diagnose results/*/Hopper-v4/seed42 --fast --table rewards.md
-    python -m benchmark.diagnose results/*/Hopper-v4/seed42 --table rewards.md --table-only
+    python -m benchmark.diagnose results/*/Hopper-v4/seed42 --table rewards.csv --table-only
 
 Each examination is a module with TITLE and `examine(subject, rng)`, which returns a table. Failure
 labels compare the learned reward with controls. Written into RUN_DIR: diagnosis.json, diagnosis.md
@@ -44,7 +44,7 @@ class Config:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """folders of finished runs"""
     table: Path | None = None
-    """file for a table with a row a run; in one with marks of a block "rewards", between these"""
+    """file for a table with a row a run: CSV if its name ends so, else Markdown"""
     table_only: bool = False
     """examine nothing: tabulate what earlier examinations left in the folders"""
     seed: int = 0

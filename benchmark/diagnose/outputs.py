@@ -14,14 +14,13 @@ import custom_irl as irl
 from benchmark import runs
 from benchmark.diagnose.steps import ABOVE
 from benchmark.diagnose.table import cell, columns, number, table_of
-from benchmark.tables import block_marks, markdown_table, write_block
+from benchmark.tables import markdown_table
 
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
 SCHEMA = 2  # of diagnosis.json
-BLOCK = "rewards"  # between its marks stands the overview in a document
-HEADLINES = {  # column of the overview: examination, column of its table, rows
+HEADLINES = {  # of the overview: examination, column of its table, rows
     "ranking / untrained": ("ranking", "segments", ("learned", "untrained")),
     "distance / constant": ("distance", "mixed", ("learned", "constant")),
     "expert above own / truly": ("steps", ABOVE, ("learned", "true")),
@@ -104,23 +103,56 @@ def read_diagnosis(folder: Path) -> dict:
     return found
 
 
-def overview(all_found: list[dict]) -> str:
-    """A Markdown table with a row a run: HEADLINES, controls beside them, and the failures."""
+def overview(all_found: list[dict]) -> pd.DataFrame:
+    """A row a run: HEADLINES, a column for each of their rows, and the failures."""
     rows = []
     for found in all_found:
-        run = found["run"]
-        row = [f"{run['method']} {run['env']}", number(run["normalized_return"])]
-        for examination, column, names in HEADLINES.values():
+        keys = ("method", "variant", "panel", "env", "seed", "normalized_return")
+        row = {key: found["run"][key] for key in keys}
+        for headline, (examination, column, names) in HEADLINES.items():
             table = found["examinations"][examination].get("table", {})
-            row.append(" / ".join(number(table.get(name, {}).get(column)) or "-" for name in names))
-        failures = [label["name"] for label in found["labels"] if label["applies"]]
-        rows.append([*row, ", ".join(failures) or "none"])
+            for name in names:
+                row[f"{headline}: {name}"] = table.get(name, {}).get(column)
+        row["failures"] = " ".join(x["name"] for x in found["labels"] if x["applies"])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def headline_cells(frame: pd.DataFrame) -> list[str]:
+    """The means over the rows of each of HEADLINES; "-" where nothing was measured."""
+    cells = []
+    for headline, (_, _, names) in HEADLINES.items():
+        numbers = frame[[f"{headline}: {name}" for name in names]].astype(float).mean()
+        cells.append(" / ".join(number(x) or "-" for x in numbers))
+    return cells
+
+
+def overview_table(frame: pd.DataFrame) -> str:
+    """The overview as Markdown."""
+    rows = []
+    for i, run in frame.iterrows():
+        name = " ".join([run["method"], *sorted({run["variant"]} - {"full"})])
+        row = [f"{name} {run['env']} {run['seed']}", number(run["normalized_return"])]
+        row += headline_cells(frame.loc[[i]])
+        rows.append([*row, run["failures"].replace(" ", ", ") or "none"])
     return markdown_table(["run", "policy, normalised", *HEADLINES, "failures"], rows)
 
 
-def write_table(path: Path, table: str) -> None:
-    """The overview as a file of its own, or as the block "rewards" of a file that has its marks."""
-    if path.is_file() and block_marks(BLOCK)[0] in path.read_text():
-        write_block(path, BLOCK, table)
-    else:
-        irl.write_text(path, table)
+def published_table(frame: pd.DataFrame) -> str:
+    """Means over the seeds of each environment and variant, and in how many of them a failure."""
+    rows = []
+    for (variant, env), of_seeds in frame.fillna({"failures": ""}).groupby(["variant", "env"]):
+        failures = of_seeds["failures"].str.split().explode().value_counts()
+        labels = [f"{label} {n}/{len(of_seeds)}" for label, n in sorted(failures.items())]
+        row = [f"{variant}, {env}", number(of_seeds["normalized_return"].mean())]
+        rows.append([*row, *headline_cells(of_seeds), ", ".join(labels) or "none"])
+    measured = [i for i in range(len(rows[0])) if any(set(row[i]) - set("- /") for row in rows)]
+    header = ["reward of", "policy, normalised", *HEADLINES, "failures"]
+    header, *rows = ([row[i] for i in measured] for row in [header, *rows])
+    return markdown_table(header, rows)
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """The overview as CSV or, under any other ending, as Markdown."""
+    csv = path.suffix == ".csv"
+    irl.write_text(path, frame.to_csv(index=False) if csv else overview_table(frame))
