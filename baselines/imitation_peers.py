@@ -2,8 +2,9 @@
 
     python -m baselines.imitation_peers gail --env Hopper-v4 --out results/imitation-gail
 
-stable-baselines3's PPO has the settings of custom_irl.py's, the reward networks have its sizes, and
-the step budget is the same. Not resumable: these trainers have no checkpoints.
+stable-baselines3's PPO has the settings of custom_irl.py's and the reward networks have its sizes.
+--total-timesteps is the budget (published GAIL and AIRL: 300,000). Not resumable: these trainers
+have no checkpoints.
 """
 
 from __future__ import annotations

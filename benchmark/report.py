@@ -18,6 +18,7 @@ import tyro
 
 import custom_irl as irl
 from benchmark import runs, tables
+from benchmark.diagnose import outputs
 
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
@@ -182,6 +183,9 @@ def blocks() -> dict[tuple[Path, str], str]:
         (irl.ROOT / "benchmark" / "README.md", "panels"): panels_block(published),
         (irl.ROOT / "benchmark" / "README.md", "cleanil"): tables.cleanil_table(published),
         (irl.ROOT / "benchmark" / "README.md", "seeds"): tables.seeds_table(own),
+        (irl.ROOT / "benchmark" / "README.md", "rewards"): outputs.published_table(
+            pd.read_csv(runs.PUBLISHED / "rewards.csv")
+        ),
         (irl.ROOT / "benchmark" / "README.md", "fuzz"): fuzz_block(),
         (irl.ROOT / "demos" / "README.md", "cards"): tables.cards_table(),
     }

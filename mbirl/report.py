@@ -50,7 +50,7 @@ def verdicts(frame: pd.DataFrame) -> list[str]:
     """The bars of the comparison, each with its mean over seeds and how many seeds meet it."""
     own = frame[(frame.method == "mbirl") & ~frame.detach_state & ~frame.visual].set_index("seed")
     of = {cost: rows for cost, rows in own.groupby("cost")}
-    rows = ["| bar | measured | seeds | |", "|---|---|---|---|"]
+    rows = ["| target | mean | seeds that meet it | the mean |", "|---|---|---|---|"]
 
     def judge(text: str, values: pd.Series, bar: float) -> None:
         seeds = f"{(values <= bar).sum()} of {len(values)}"
@@ -85,7 +85,7 @@ def mark(met: bool) -> str:
 
 
 def table(frame: pd.DataFrame) -> str:
-    """Markdown: the means over seeds (and ranges) on test demonstrations, and the bars."""
+    """Markdown: the means over seeds (and ranges) on test demonstrations, and the targets."""
     first = frame.drop_duplicates("seed")
     lines = [HEADER, "|---|---|---|---|---|---|---|"]
     nothing = span(first.test_loss_nothing, 0)

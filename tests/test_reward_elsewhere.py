@@ -60,10 +60,12 @@ def test_the_readmes_example_runs(tiny_run):
         for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
         if "SAC" in b
     )
-    assert block.count("results/custom/Hopper-v4/seed1") == 1 and block.count("100_000") == 1
+    assert block.count("results/custom/Hopper-v4/seed42") == 1 and block.count("100_000") == 1
     names = {}
     exec(
-        block.replace("results/custom/Hopper-v4/seed1", str(tiny_run[0])).replace("100_000", "200"),
+        block.replace("results/custom/Hopper-v4/seed42", str(tiny_run[0])).replace(
+            "100_000", "200"
+        ),
         names,
     )
     assert names["model"].num_timesteps == 200
