@@ -86,8 +86,8 @@ class Args:
                 raise UserError(f"--{flag} {value}: expected an integer from {least} to 2^63 - 1")
         if self.num_rounds < 1:
             raise UserError(f"--total-timesteps: expected at least {self.batch_size}, a rollout")
-        if self.batch_size % self.num_minibatches:
-            raise UserError(f"--num-minibatches: expected a divisor of {self.batch_size}")
+        if self.batch_size % self.num_minibatches or self.num_minibatches == self.batch_size:
+            raise UserError(f"--num-minibatches: expected a divisor below {self.batch_size}")
 
     @property
     def batch_size(self) -> int:
@@ -108,8 +108,9 @@ def make_env(env_id: str, max_episode_steps: int | None = None, **kwargs) -> gym
     kwargs |= {"max_episode_steps": max_episode_steps, "disable_env_checker": True}
     try:
         env = gym.make(env_id, **kwargs)
-    except (gym.error.Error, ImportError) as error:
-        raise UserError(f"--env {env_id}: {str(error).splitlines()[0]}") from None
+    except (gym.error.Error, ImportError, ValueError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"--env {env_id}: {reason}") from None
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             kind = "expected a one-dimensional Box"
@@ -178,8 +179,8 @@ class VectorEnv:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Steps every copy with its row of `actions` (N, action_dim), clipped to the action space.
 
-        Returns next_obs (N, obs_dim) as it was before any reset, the environment's rewards (N,),
-        `terminated` (N,) and `ended` (N,), which is true for time limits too.
+        Returns next_obs (N, obs_dim) before any reset, the environment's rewards (N,), `terminated`
+        (N,) and `ended` (N,), which is true for time limits too.
         """
         actions = np.clip(actions, self.action_space.low, self.action_space.high)
         next_obs = np.empty_like(self.obs)
@@ -227,10 +228,9 @@ def read_npz(path: Path, keys=("obs", "acts", "lengths"), optional=()) -> dict[s
 
 
 def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsample: int) -> Demos:
-    """Every `subsample`-th transition of the first `episodes` episodes of an .npz.
-
-    Its keys: obs (sum of T+1, obs_dim), acts (sum of T, action_dim), lengths (episodes,) with T of
-    each. UserError names the file, the key and what was expected.
+    """Every `subsample`-th transition of the first `episodes` episodes of an .npz with the keys
+    obs (sum of T+1, obs_dim), acts (sum of T, action_dim) and lengths (episodes,), the T of each.
+    UserError names the file, the key and what was expected.
     """
     data = read_npz(path)
     lengths = data["lengths"]
@@ -263,13 +263,11 @@ def load_demos(path: Path, obs_dim: int, action_dim: int, episodes: int, subsamp
 
 
 def load_card(path: Path, env_id: str) -> tuple[dict | None, str]:
-    """The card of the demonstrations at `path`, and a line to print if one there was not used.
-
-    NAME.json beside NAME.npz states the mean returns of a random policy and of the expert. It
-    counts only if it is of `env_id` and of that very file. UserError if it lacks what it has to
-    state.
+    """The card NAME.json of NAME.npz, which states the mean returns of a random policy and of the
+    expert, if it is of `env_id` and of that very file; else None, and a line that says why.
+    UserError if it lacks what it has to state.
     """
-    card_path = path.with_suffix(".json")
+    card_path = path.parent / f"{path.stem}.json"
     if not card_path.is_file():
         return None, ""
     try:
@@ -304,9 +302,8 @@ def normalized(score: float, card: dict | None) -> float | None:
 
 
 def prepare_demos(args: Args, algorithm_cls: type | None = None) -> Demos:
-    """The demonstrations with their card; prints how much of them is used.
-
-    They are not read for the oracle and for a method whose class says `needs_demos = False`.
+    """The demonstrations with their card; prints how much of them is used. They are not read for
+    the oracle and for a method whose class says `needs_demos = False`.
     """
     path = args.demos_path
     card, note = load_card(path, args.env)
@@ -363,7 +360,7 @@ class Policy(nn.Module):
 # ============================================================================ EDITABLE REGION BEGIN
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Every number of the method. A run writes them into its result.json."""
+    """The settings of the method. A run writes them into its result.json."""
 
     # Reward network
     gamma: float = 0.99  # discount of the shaping term, of the value and of Q
@@ -420,12 +417,17 @@ class Hyperparameters:
     exploration_logstd: float = -3.0  # of the others; a fast gait falls under more noise
 
 
-BATCH_SHARES = {"expert": 2 / 8, "all": 3 / 8, "recent": 3 / 8}  # of Q's batches
-
-
-def mlp(in_dim, hidden, out_dim=1):
-    layers = [nn.Linear(in_dim, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()]
+def mlp(in_dim, hidden, out_dim=1, norm=False):
+    """`norm`: layer norm, which bounds Q at actions without data (arXiv 2302.02948)."""
+    layers = []
+    for n in (in_dim, hidden):
+        layers.append(nn.Linear(n, hidden))
+        layers += [nn.LayerNorm(hidden), nn.ReLU()] if norm else [nn.Tanh()]
     return nn.Sequential(*layers, nn.Linear(hidden, out_dim))
+
+
+def adam(network, lr=1e-3):
+    return optim.Adam(network.parameters(), lr=lr, fused=True)
 
 
 def gradient_step(optimizer, loss):
@@ -438,20 +440,15 @@ def gradient_step(optimizer, loss):
 
 class RewardNetwork(nn.Module):
     """Potential-shaped reward  f(s, a, s') = g(s, a, s') + gamma Phi(s') - Phi(s)   (Ng et al.
-    1999; AIRL, eq. 4).
+    1999; AIRL, eq. 4). p(s) is the probability that reaching s ended an episode.
 
-    A critic scores transitions. p(s) is the probability that reaching s ended an episode. Two
-    rewards use them:
+    forward          That of a finished run. g is linear in the critic's score: 1 at the baseline
+                     score, 3 at the expert's, at least 0. Phi = (1 - p) terminal_cost.
+    training_reward  What PPO gets. g is a sigmoid of the score: 0.05 at the policy's mean score,
+                     0.95 at the expert's. Phi = (1 - p) V with V the value of that g.
 
-    forward          The learned reward of a finished run. g is linear in the score: 1 at the
-                     baseline score, 3 at the expert's, at least 0. Phi = (1 - p) terminal_cost.
-    training_reward  What PPO gets during training. g is a sigmoid of the score: 0.05 at the
-                     policy's mean score, 0.95 at the expert's. Phi = (1 - p) V with V the value of
-                     that g, so that the reward is an advantage, with mean 0 in every state.
-
-    With either, a terminal s' costs Phi(s) and a time limit costs nothing, although no `done` is
-    passed. The loop subtracts the mean reward, and with it any incentive to survive; this potential
-    restores the incentive.
+    A terminal s' costs Phi(s) and a time limit nothing, although no `done` is passed: the loop
+    subtracts the mean reward, and with it any incentive to survive.
     """
 
     hyperparameters = Hyperparameters()
@@ -486,9 +483,8 @@ class RewardNetwork(nn.Module):
         return ((obs - self.obs_mean) / self.obs_std).clamp(-clip, clip)
 
     def features(self, state, action, next_state):
-        """[s, a, s' - s], normalised, (batch, 2 obs_dim + action_dim). s' itself nearly equals s.
-        Actions are clamped to the expert's range so that exploration noise alone does not identify
-        the policy.
+        """[s, a, s' - s], normalised, (batch, 2 obs_dim + action_dim). Actions are clamped to the
+        expert's range so that exploration noise alone does not identify the policy.
         """
         s = self.normalize(state)
         next_s = self.normalize(next_state)
@@ -507,17 +503,12 @@ class RewardNetwork(nn.Module):
         """1 - p(s): Bayes' rule adds the prior log-odds of a terminal state to the logit."""
         return torch.sigmoid(-self.termination_logit(state) - self.termination_prior_logit)
 
-    def terminal_given_end(self, state):
-        """The probability that an episode which ended in `state` was terminated, not cut by a time
-        limit. p(s) does not serve here: it falls with the rate of terminations, so a better
-        policy's falls would cost less. The 3: a state of equal log-odds is taken for a time
-        limit's.
-        """
-        return torch.sigmoid(self.termination_logit(state) - 3)
-
     def continuation(self, next_state, ended):
-        """The weight of next_state's value: 0 where `ended` (batch,) bool marks a termination."""
-        return 1 - ended * self.terminal_given_end(next_state)
+        """The weight of next_state's value: less where `ended` (batch,) bool marks a termination.
+        p(s) does not tell it from a time limit: it falls with the rate of terminations, so a better
+        policy's falls would cost less. The 3: equal log-odds are taken for a time limit.
+        """
+        return 1 - ended * torch.sigmoid(self.termination_logit(next_state) - 3)
 
     def g(self, state, action, next_state):
         score = self.normalized_score(state, action, next_state, self.baseline_score)
@@ -546,9 +537,8 @@ class RewardNetwork(nn.Module):
 
 
 def successors(obs, next_obs):
-    """For each of n transitions the one that follows it in its episode: rows (n,) int, and whether
-    there is one (n,) bool. It is the one whose obs equals its next_obs, since a rollout's order is
-    not promised; equal vectors are found by sorting one random projection of both.
+    """For each of n transitions the row (n,) int of the one whose obs equals its next_obs, and
+    whether there is one (n,) bool. Equal vectors are found by sorting a random projection of both.
     """
     projection = torch.randn(obs.shape[1], dtype=torch.float64, device=obs.device)
     keys, order = (obs.double() @ projection).sort()
@@ -560,10 +550,8 @@ def successors(obs, next_obs):
 class Replay:
     """The demonstrations (rows 0 to n_expert - 1), then every transition of every rollout.
 
-    Columns of n rows: obs (n, obs_dim), acts (n, action_dim), next_obs (n, obs_dim); ended (n,)
-    bool: the episode ended with this transition; next_row (n,) int: the row that follows it in its
-    episode, -1 if there is none. The contract promises no order within a rollout, and expert rows
-    have no successor.
+    Columns: obs, acts, next_obs (n, dim); ended (n,) bool; next_row (n,) int: the row that follows
+    in the episode, -1 if there is none, as for the expert's.
     """
 
     def __init__(self, obs, acts, next_obs):
@@ -580,14 +568,13 @@ class Replay:
         """Appends a rollout."""
         next_row, followed = successors(obs, next_obs)
         next_row = torch.where(followed, len(self.obs) + next_row, -1)
-        n = len(obs)
         self.obs = torch.cat([self.obs, obs])
         self.acts = torch.cat([self.acts, acts])
         self.next_obs = torch.cat([self.next_obs, next_obs])
         self.ended = torch.cat([self.ended, ended])
         self.next_row = torch.cat([self.next_row, next_row])
-        self.rollout_size = n
-        self.n_policy += n
+        self.rollout_size = len(obs)
+        self.n_policy += len(obs)
 
     def recent(self, rollouts):
         """The number of transitions in the newest `rollouts` rollouts."""
@@ -601,19 +588,12 @@ class Replay:
         n = self.n_policy if rollouts is None else self.recent(rollouts)
         return -1 - torch.randint(n, (size,), device=self.obs.device)
 
-    def sample_first(self, size, rollouts):
-        """Rows of the first `rollouts` rollouts."""
-        n = min(self.n_policy, rollouts * self.rollout_size)
-        return self.n_expert + torch.randint(n, (size,), device=self.obs.device)
-
     def transitions(self, rows):
         return self.obs[rows], self.acts[rows], self.next_obs[rows]
 
     def lambda_returns(self, rewards, next_values, gamma, td_lambda):
         """Lambda-returns (n,) of the newest n transitions (Peng's Q(lambda), arXiv 2103.00107).
-
-        `rewards` (n,); `next_values` (n,): the value of next_obs, 0 where that is terminal. 40
-        backups: a reward 40 steps ahead has weight td_lambda^40, 0.01 at 0.9.
+        `next_values` (n,): of next_obs, 0 where that is terminal. 40 backups: 0.9^40 is 0.01.
         """
         n = len(rewards)
         first_row = len(self.obs) - n
@@ -630,32 +610,27 @@ class Replay:
 class BehaviourCloning:
     """Actors trained on the demonstrations alone, by squared error of their actions."""
 
+    @torch.no_grad()
     def __init__(self, algorithm, n_actors):
         net, replay = algorithm.reward_net, algorithm.replay
         self.hp = algorithm.hyperparameters
         self.replay = replay
-        self.batch_size = algorithm.args.irl_batch_size
+        self.batch_size = max(2, algorithm.args.irl_batch_size)
         dims = (replay.obs.shape[1], 256, replay.acts.shape[1])
         self.actors = [mlp(*dims).to(algorithm.device) for _ in range(n_actors)]
+        # The first layers normalise observations, which the loop does not; all actions are 0.
         for actor in self.actors:
-            self.initialize(actor, net)
-        parameters = [p for actor in self.actors for p in actor.parameters()]
-        self.optimizer = optim.Adam(parameters, fused=True)
-
-    @torch.no_grad()
-    def initialize(self, actor, net):
-        """The first layer normalises observations, which the loop does not; all actions are 0."""
-        for layer in actor[:-1:2]:
-            nn.init.orthogonal_(layer.weight, 2**0.5)
-        actor[0].weight /= net.obs_std
-        actor[0].bias -= actor[0].weight @ net.obs_mean
-        for p in actor[-1].parameters():
-            p.zero_()
+            for layer in actor[:-1:2]:
+                nn.init.orthogonal_(layer.weight, 2**0.5)
+            actor[0].weight /= net.obs_std
+            actor[0].bias -= actor[0].weight @ net.obs_mean
+            for p in actor[-1].parameters():
+                p.zero_()
+        self.optimizer = adam(nn.ModuleList(self.actors))
 
     def train(self, round_):
-        """The gradient steps of rollout `round_`, 1 to bc_rounds. Half of each batch is drawn in
-        proportion to the error: the first steps of an episode are rare in the data, but an error
-        there ends the episode.
+        """The gradient steps of rollout `round_`. Half of each batch is drawn in proportion to the
+        error: the first steps of an episode are rare in the data, but an error there ends it.
         """
         hp, replay, size = self.hp, self.replay, self.batch_size // 2
         decay = 0.5 * (1 + np.cos(np.pi * (round_ - 1) / hp.bc_rounds))
@@ -674,18 +649,6 @@ class BehaviourCloning:
             gradient_step(self.optimizer, sum(losses))
 
 
-def q_network(in_dim, hidden):
-    """Layer norm bounds Q at actions without data (arXiv 2302.02948)."""
-    layers = []
-    for n in (in_dim, hidden):
-        layers += [nn.Linear(n, hidden), nn.LayerNorm(hidden), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden, 1))
-
-
-def twin_q(in_dim, hidden):
-    return nn.ModuleList(q_network(in_dim, hidden) for _ in range(2))
-
-
 def polyak_update(target, source, tau):
     """target <- (1 - tau) target + tau source, parameter by parameter."""
     with torch.no_grad():
@@ -693,22 +656,13 @@ def polyak_update(target, source, tau):
             p.lerp_(new, tau)
 
 
-def scale_actions(actor, factor):
-    """Multiplies the actor's mean actions by `factor`, through its last layer."""
-    with torch.no_grad():
-        for p in actor[-1].parameters():
-            p *= factor
-
-
 class PolicyImprovement:
-    """What the method does with access to the policy: BC actors, a Q of the learned reward, an
-    actor that climbs Q.
+    """With access to the policy: BC actors, a Q of the learned reward, an actor that climbs Q.
 
-    Two BC actors are trained on the demonstrations; their disagreement tells where the
-    demonstrations do not determine the action. `actor` starts as the first. Where disagreement is 0
-    it stays there; where it is high it climbs Q. The policy that collects rollouts,
-    `policy.actor_mean`, is the Polyak average of `actor`. PPO is paid 0 meanwhile, and its critic
-    outputs 0, so that its gradient is exactly 0.
+    Where the two BC actors disagree the demonstrations do not determine the action. `actor` starts
+    as the first, stays it where disagreement is 0, and climbs Q where it is high.
+    `policy.actor_mean`, which collects rollouts, is its Polyak average. PPO is paid 0 meanwhile and
+    its critic outputs 0, so that its gradient is exactly 0.
     """
 
     def __init__(self, algorithm, policy, ppo_optimizer):
@@ -726,27 +680,23 @@ class PolicyImprovement:
         self.cloning = BehaviourCloning(algorithm, n_actors=2)
         self.bc_actors = self.cloning.actors
         self.actor = mlp(obs_dim, 256, action_dim).to(device)
-        self.initialize_policy()
+        # Mean actions start at 0, and so do the values of PPO's critic.
+        for network in (policy.critic, policy.actor_mean):
+            for p in network[-1].parameters():
+                nn.init.zeros_(p)
+        nn.init.constant_(policy.actor_logstd, -2.0)
         # Of each row of the replay, computed once: first BC actor's action, disagreement.
         self.bc_acts = replay.acts[:0]
         self.disagreement = replay.acts[:0, 0]
-        self.q = twin_q(obs_dim + action_dim, hp.q_hidden).to(device)
-        self.q_target = twin_q(obs_dim + action_dim, hp.q_hidden).to(device)
+        q_dims = (obs_dim + action_dim, hp.q_hidden)
+        self.q = nn.ModuleList(mlp(*q_dims, norm=True) for _ in range(2)).to(device)
+        self.q_target = nn.ModuleList(mlp(*q_dims, norm=True) for _ in range(2)).to(device)
         self.q_target.load_state_dict(self.q.state_dict())
-        self.actor_optimizer = optim.Adam(self.actor.parameters(), fused=True)
-        self.q_optimizer = optim.Adam(self.q.parameters(), fused=True)
-
-    @torch.no_grad()
-    def initialize_policy(self):
-        """Mean actions start at 0, and so do the values of PPO's critic."""
-        for network in (self.policy.critic, self.policy.actor_mean):
-            for p in network[-1].parameters():
-                p.zero_()
-        self.policy.actor_logstd.fill_(-2.0)
+        self.actor_optimizer = adam(self.actor)
+        self.q_optimizer = adam(self.q)
 
     def prepare_rollout_policy(self, round_):
-        """Sets the policy that collects the next rollout, after rollout number `round_` (1, 2,
-        ...):
+        """Sets the policy of the next rollout, after rollout number `round_` (1, 2, ...):
 
         rollouts                 mean                            log std
         1 to 2                   0                               -2, 0
@@ -755,8 +705,7 @@ class PolicyImprovement:
         the others               average of the actor            exploration_logstd after an
                                                                  improvement, else quiet_logstd
 
-        The scaled and noisy rollouts show the critic and the termination network bad behaviour. Low
-        noise first: a HalfCheetah flipped by noise stays on its back for the rest of the episode.
+        Low noise first: a HalfCheetah flipped by noise stays on its back until the episode ends.
         """
         hp = self.hp
         self.lr_fraction = self.ppo_optimizer.param_groups[0]["lr"] / self.base_lr
@@ -770,8 +719,10 @@ class PolicyImprovement:
             self.disagreement = self.disagreement[:0]
             polyak_update(self.actor, self.bc_actors[0], tau=1.0)
             polyak_update(self.policy.actor_mean, self.bc_actors[0], tau=1.0)
-            scales = hp.bc_action_scales
-            scale_actions(self.policy.actor_mean, scales[round_ // 4 % len(scales)])
+            scale = hp.bc_action_scales[round_ // 4 % len(hp.bc_action_scales)]
+            with torch.no_grad():
+                for p in self.policy.actor_mean[-1].parameters():
+                    p *= scale if round_ < hp.bc_rounds else 1.0
             logstd = hp.bc_logstds[round_ % 4]
         elif improvement == 1:
             self.bc_scale = self.estimate_bc_scale()
@@ -785,13 +736,11 @@ class PolicyImprovement:
             t = improvement // self.interval + 1  # 1, 2, ...
             polyak_update(self.policy.actor_mean, self.actor, tau=9 / (8 + t))
             logstd = hp.exploration_logstd
-        with torch.no_grad():
-            self.policy.actor_logstd.fill_(logstd)
+        nn.init.constant_(self.policy.actor_logstd, logstd)
 
     def estimate_bc_scale(self):
-        """How strongly the actor is held to the BC actor: 1 where the latter's score lacks a tenth
-        or more of the way from the baseline to the expert, 100 where it lacks a thousandth or less.
-        Learning can only harm a BC actor as good as the expert.
+        """1 where the BC actor's score lacks a tenth or more of the way from baseline to expert,
+        100 where it lacks a thousandth or less: learning can only harm one as good as the expert.
         """
         rows = slice(-self.replay.recent(self.hp.bc_eval_rounds), None)
         net = self.reward_net
@@ -801,8 +750,8 @@ class PolicyImprovement:
         return 0.1 / min(max(gap, 0.001), 0.1)
 
     def choose_interval(self):
-        """A tenth of the improvements where Q hardly counts in the states that the BC actor visits:
-        they take most of a run's time, and a BC actor that nearly suffices needs few.
+        """A tenth of the improvements, which take most of a run's time, where Q hardly counts in
+        the states that the BC actor visits.
         """
         self.query_bc_actors()
         visited = self.disagreement[-self.replay.recent(self.hp.bc_eval_rounds) :]
@@ -825,9 +774,8 @@ class PolicyImprovement:
         return self.hp.q_scale * torch.stack([q(x).squeeze(-1) for q in networks])
 
     def target_value(self, obs):
-        """V (n,) for Q's targets: the lower of two target Qs at a smoothed action (TD3, arXiv
-        1802.09477). Targets use the averaged actor: with the learner's own actions, overestimation
-        at untried actions is bootstrapped.
+        """The lower of two target Qs (n,) at a smoothed action (TD3, arXiv 1802.09477) of the
+        averaged actor: with the learner's own, overestimation at untried actions is bootstrapped.
         """
         acts = self.policy.actor_mean(obs)
         std = self.hp.target_noise * max(0.1, self.lr_fraction)
@@ -837,8 +785,7 @@ class PolicyImprovement:
 
     def q_rewards(self, rows):
         """g, less a penalty where the BC actors disagree (as MOPO penalises uncertainty)."""
-        with torch.no_grad():
-            g = self.reward_net.g(*self.replay.transitions(rows))
+        g = self.reward_net.g(*self.replay.transitions(rows))
         return g - self.hp.uncertainty_penalty * self.disagreement[rows].log1p()
 
     def next_values(self, rows):
@@ -848,20 +795,18 @@ class PolicyImprovement:
 
     @torch.no_grad()
     def td_targets(self, rows):
-        gamma = self.reward_net.hyperparameters.gamma
-        return self.q_rewards(rows) + gamma * self.next_values(rows)
+        return self.q_rewards(rows) + self.hp.gamma * self.next_values(rows)
 
     @torch.no_grad()
     def recent_returns(self):
         """Lambda-returns of the newest q_recent_rounds rollouts."""
         rows = slice(-self.replay.recent(self.hp.q_recent_rounds), None)
         rewards, values = self.q_rewards(rows), self.next_values(rows)
-        gamma = self.reward_net.hyperparameters.gamma
-        return self.replay.lambda_returns(rewards, values, gamma, self.hp.td_lambda)
+        return self.replay.lambda_returns(rewards, values, self.hp.gamma, self.hp.td_lambda)
 
     def fit_q(self, with_actor):
-        """TD3 on `q_rewards` (as DAC, arXiv 1809.02925), with lambda-returns for recent rows and
-        one-step targets for rows of all rollouts and of the demonstrations.
+        """TD3 on `q_rewards` (as DAC, arXiv 1809.02925): lambda-returns for recent rows, 3/8 of
+        a batch, and one-step targets for rows of all rollouts, 3/8, and of the demonstrations, 1/4.
         """
         hp, replay = self.hp, self.replay
         n = hp.q_steps_per_refresh * hp.q_batch
@@ -869,9 +814,9 @@ class PolicyImprovement:
         self.actor_optimizer.param_groups[0]["lr"] = self.lr_fraction * self.base_lr / self.bc_scale
         returns = self.recent_returns()
         for _ in range(hp.target_refreshes):
-            recent = replay.sample_policy(int(n * BATCH_SHARES["recent"]), hp.q_recent_rounds)
-            expert = replay.sample_expert(int(n * BATCH_SHARES["expert"]))
-            old = replay.sample_policy(int(n * BATCH_SHARES["all"]))
+            recent = replay.sample_policy(3 * n // 8, hp.q_recent_rounds)
+            expert = replay.sample_expert(n // 4)
+            old = replay.sample_policy(3 * n // 8)
             targets = torch.cat([self.td_targets(torch.cat([expert, old])), returns[recent]])
             rows = torch.cat([expert, old, recent])
             obs, acts = replay.obs[rows], replay.acts[rows]
@@ -883,9 +828,7 @@ class PolicyImprovement:
                 self.actor_step(rows)
 
     def q_weight(self, disagreement):
-        """Weight of Q in the actor's loss. 0 at disagreement 0: Q's error does not vanish there as
-        the BC actor's does, and an action error of 0.01 suffices to make a Hopper fall.
-        """
+        """Weight of Q in the actor's loss: 0 at disagreement 0, where Q's error does not vanish."""
         return disagreement**2 / (1 + disagreement**2)
 
     def actor_step(self, rows):
@@ -902,12 +845,10 @@ class PolicyImprovement:
 
 
 class IRLAlgorithm:
-    """Adversarial IRL with a Wasserstein critic, a learned termination probability and a value
-    potential.
+    """Adversarial IRL with a Wasserstein critic, a termination probability and a value potential.
 
-    Without `set_policy` the loop's PPO trains the policy on `training_reward` + `imitation_reward`,
-    and the parts below are the whole method. With `set_policy` PPO is paid 0 and PolicyImprovement
-    trains the policy on the learned reward.
+    Without `set_policy` PPO is paid `training_reward` + `imitation_reward`; with it, 0, and
+    PolicyImprovement trains the policy on the learned reward.
     """
 
     hyperparameters = Hyperparameters()
@@ -926,18 +867,10 @@ class IRLAlgorithm:
         self.calls = 0
         self.round = 0
         reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])
-        self.critic_optimizer = optim.Adam(
-            reward_net.critic.parameters(), lr=args.irl_lr, fused=True
-        )
-        self.termination_optimizer = optim.Adam(
-            reward_net.termination_net.parameters(), lr=hp.termination_lr, fused=True
-        )
-        self.value_optimizer = optim.Adam(
-            reward_net.value_net.parameters(), lr=hp.value_lr, fused=True
-        )
-        self.baseline_optimizer = optim.Adam(
-            self.baseline_net.parameters(), lr=hp.value_lr, fused=True
-        )
+        self.critic_optimizer = adam(reward_net.critic, args.irl_lr)
+        self.termination_optimizer = adam(reward_net.termination_net, hp.termination_lr)
+        self.value_optimizer = adam(reward_net.value_net, hp.value_lr)
+        self.baseline_optimizer = adam(self.baseline_net, hp.value_lr)
 
     def set_policy(self, policy, optimizer):
         self.improvement = self.policy_improvement_cls(self, policy, optimizer)
@@ -950,37 +883,34 @@ class IRLAlgorithm:
         return reward + self.imitation_reward(obs, acts, next_obs)
 
     def imitation_reward(self, obs, acts, next_obs):
-        """x(s, a) - gamma lambda x(s', a') of consecutive transitions, (batch,), with
-        x = -imitation_coef |a - mu(s)|^2 less its mean in the state, and mu the BC actor.
-
-        Generalised advantage estimation discounts by gamma lambda, so that the sum telescopes and
-        the advantage of an action is its own x, without the noise of the steps that follow.
+        """c(s, a) - gamma lambda c(s', a') of consecutive transitions, (batch,), with
+        c = -imitation_coef |a - mu(s)|^2 less its mean in the state, and mu the BC actor. In
+        generalised advantage estimation the sum telescopes: an action's advantage is its own c.
         """
         hp = self.hyperparameters
         with torch.no_grad():
             distance = (acts - self.cloning.actors[0](obs)).square().sum(1)
-        x = -hp.imitation_coef * distance
-        x = x - self.fit_baseline(obs, x)
+        c = -hp.imitation_coef * distance
+        c = c - self.fit_baseline(obs, c)
         next_row, followed = successors(obs, next_obs)
-        return x - hp.gamma * hp.gae_lambda * torch.where(followed, x[next_row], 0.0)
+        return c - hp.gamma * hp.gae_lambda * torch.where(followed, c[next_row], 0.0)
 
-    def fit_baseline(self, obs, x):
-        """The mean of x in each state, (batch,), fitted to these transitions. With it the imitation
+    def fit_baseline(self, obs, c):
+        """The mean of c in each state, (batch,), fitted to these transitions. With it the imitation
         reward neither pays for some states nor charges for others, which would reward an end.
         """
         states = self.reward_net.normalize(obs)
         for _ in range(self.hyperparameters.value_steps):
-            rows = torch.randint(len(x), (self.args.irl_batch_size,), device=self.device)
-            loss = ((self.baseline_net(states[rows]).squeeze(-1) - x[rows]) ** 2).mean()
+            rows = torch.randint(len(c), (self.args.irl_batch_size,), device=self.device)
+            loss = ((self.baseline_net(states[rows]).squeeze(-1) - c[rows]) ** 2).mean()
             gradient_step(self.baseline_optimizer, loss)
         with torch.no_grad():
             return self.baseline_net(states).squeeze(-1)
 
     def update(self, policy_obs, policy_acts, policy_next_obs, policy_dones):
-        stats = {}
-        if self.calls % self.args.n_irl_updates_per_round == 0:
-            transitions = (policy_obs, policy_acts, policy_next_obs)
-            stats |= self.start_round(*transitions, policy_dones.flatten() > 0.5)
+        rollout = (policy_obs, policy_acts, policy_next_obs, policy_dones.flatten() > 0.5)
+        first = self.calls % self.args.n_irl_updates_per_round == 0
+        stats = self.start_round(*rollout) if first else {}
         self.calls += 1
         for _ in range(self.hyperparameters.critic_steps):
             stats |= self.critic_step()
@@ -991,7 +921,10 @@ class IRLAlgorithm:
         """What happens once a rollout. Returns the mean g of the rollout."""
         self.round += 1
         self.replay.add(obs, acts, next_obs, ended)
-        self.update_terminal_states()
+        self.terminal_obs = self.replay.next_obs[self.replay.ended]
+        if n := len(self.terminal_obs):
+            odds = n / max(1, self.replay.n_policy - n)
+            self.reward_net.termination_prior_logit.fill_(np.log(odds))
         self.update_baseline_score()
         if self.improvement is None:
             self.fit_value()
@@ -1002,18 +935,9 @@ class IRLAlgorithm:
         with torch.no_grad():
             return {"g": self.reward_net.g(obs, acts, next_obs).mean().item()}
 
-    def update_terminal_states(self):
-        self.terminal_obs = self.replay.next_obs[self.replay.ended]
-        n = len(self.terminal_obs)
-        if n:
-            odds = n / max(1, self.replay.n_policy - n)
-            self.reward_net.termination_prior_logit.fill_(np.log(odds))
-
     @torch.no_grad()
     def update_baseline_score(self):
-        """The better mean score of the first two rollouts: with policy access a policy that stands
-        still and one that acts at random, else an untrained one.
-        """
+        """The better mean score of the first two rollouts, of untrained policies."""
         replay, n = self.replay, self.replay.rollout_size
         rows = slice(replay.n_expert, replay.n_expert + 2 * n)
         scores = self.reward_net.critic(self.reward_net.features(*replay.transitions(rows)))
@@ -1023,15 +947,15 @@ class IRLAlgorithm:
         """Half from recent rollouts, an eighth from the first ones, the rest from all: without old
         rows the critic forgets bad behaviour that the policy no longer shows.
         """
-        first = self.replay.sample_first(size // 8, self.hyperparameters.bc_rounds + 1)
-        old = self.replay.sample_policy(size // 2 - size // 8)
-        recent = self.replay.sample_policy(size - size // 2, self.hyperparameters.recent_rounds)
+        hp, replay = self.hyperparameters, self.replay
+        n_first = replay.recent(hp.bc_rounds + 1)  # as many as there are in the first ones
+        first = replay.n_expert + torch.randint(n_first, (size // 8,), device=self.device)
+        old = replay.sample_policy(size // 2 - size // 8)
+        recent = replay.sample_policy(size - size // 2, hp.recent_rounds)
         return torch.cat([recent, first, old])
 
     def critic_step(self):
-        """WGAN-GP (arXiv 1704.00028) with a one-sided penalty. Its scores do not saturate as a
-        classifier's do, however far the policy is from the expert.
-        """
+        """WGAN-GP (arXiv 1704.00028), one-sided: unlike a classifier's, scores do not saturate."""
         net, size = self.reward_net, self.args.irl_batch_size
         rows = torch.cat([self.replay.sample_expert(size), self.sample_policy_rows(size)])
         features = net.features(*self.replay.transitions(rows))
@@ -1051,13 +975,12 @@ class IRLAlgorithm:
 
     def termination_step(self):
         """Logistic regression: states that ended an episode against as many that did not, half of
-        these the expert's. `survival_prob` corrects for the equal shares. States in which a time
-        limit ends an episode occur elsewhere, too, where it does not, so p stays near 0 there,
-        whether or not `policy_dones` counts time limits.
+        them the expert's (`survival_prob` corrects for that). Where a time limit ends an episode p
+        stays near 0: such states occur elsewhere, too.
         """
         if not 0 < len(self.terminal_obs) < self.replay.n_policy:
             return {"termination_loss": 0.0}
-        size = self.args.irl_batch_size // 2
+        size = max(2, self.args.irl_batch_size // 2)
         policy_rows = self.replay.sample_policy(size - size // 2)
         rows = torch.cat([policy_rows, self.replay.sample_expert(size // 2)])
         ordinary = self.replay.next_obs[rows][~self.replay.ended[rows]]
@@ -1144,10 +1067,8 @@ class RunningNorm:
 
 
 def compute_gae(rewards, values, next_values, terminated, ended, gamma: float, lam: float):
-    """Advantages (T, N) by generalised advantage estimation (Schulman et al. 2016, eq. 16).
-
-    The tensors are (T, N). A terminal state has value 0, and a time limit bootstraps from the last
-    observation. Either ends the sum.
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), tensors (T, N). A time limit
+    bootstraps from the last observation, a termination does not; either ends the sum.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
     decay = gamma * lam * ~ended
@@ -1179,10 +1100,9 @@ def mlp_backward(net: nn.Sequential, inputs: list[torch.Tensor], grad: torch.Ten
 
 
 def ppo_gradient(policy: Policy, obs, acts, old_logprobs, advantages, returns, args: Args) -> dict:
-    """PPO's clipped loss (Schulman et al. 2017, eq. 7) on a minibatch of n rows.
-
-    Fills the policy's `.grad` and returns statistics. The gradient equals autograd's and is written
-    out because autograd's overhead at this size is as large as the arithmetic.
+    """PPO's clipped loss (Schulman et al. 2017, eq. 7) on a minibatch of n rows: fills the policy's
+    `.grad` and returns statistics. The gradient equals autograd's and is written out because
+    autograd's overhead at this size is as large as the arithmetic.
     """
     n = len(obs)
     actor = mlp_forward(policy.actor_mean, obs)
@@ -1209,15 +1129,6 @@ def ppo_gradient(policy: Policy, obs, acts, old_logprobs, advantages, returns, a
     }
 
 
-def flat_gradient(parameters: list[nn.Parameter]) -> torch.Tensor:
-    """One vector of zeros of which every parameter's `.grad` is a view: one call gives the norm."""
-    sizes = [p.numel() for p in parameters]
-    gradient = torch.zeros(sum(sizes))
-    for p, part in zip(parameters, gradient.split(sizes)):
-        p.grad = part.view_as(p)
-    return gradient
-
-
 @torch.no_grad()
 def update_policy(policy: Policy, optimizer, rollout: Rollout, rewards, args: Args) -> dict:
     """PPO's epochs over a rollout with normalised `rewards` (T, N); returns mean statistics."""
@@ -1227,7 +1138,11 @@ def update_policy(policy: Policy, optimizer, rollout: Rollout, rewards, args: Ar
     columns = (rollout.obs, rollout.acts, rollout.logprobs, advantages, returns)
     batch = [x.flatten(0, 1) for x in columns]
     parameters = list(policy.parameters())
-    gradient = flat_gradient(parameters)
+    # One vector of which every parameter's `.grad` is a view: one call gives its norm.
+    sizes = [p.numel() for p in parameters]
+    gradient = torch.zeros(sum(sizes))
+    for p, part in zip(parameters, gradient.split(sizes)):
+        p.grad = part.view_as(p)
     stats = []
     converged = False
     for _ in range(args.update_epochs):
@@ -1313,23 +1228,16 @@ def evaluate(policy: Policy, args: Args, episodes: int, deterministic: bool) -> 
 
 
 # ======================================================================================= training
-class EpisodeSums:
-    """Sums over episodes of per-step numbers, carried from one rollout to the next."""
-
+def finished_episodes(running: np.ndarray, rollout: Rollout, rewards: torch.Tensor) -> dict:
+    """Sums over the episodes that ended in a rollout; `running` (3, N): over those that go on."""
+    steps = torch.stack([rollout.true_rewards, torch.ones_like(rewards), rewards], 1)
+    sums = []
+    for values, ended in zip(steps.numpy(), rollout.ended.numpy()):
+        running += values
+        sums.append(running[:, ended])
+        running[:, ended] = 0.0
     names = ("true_return", "episode_length", "learned_return")
-
-    def __init__(self, num_envs: int):
-        self.running = np.zeros((len(self.names), num_envs))
-
-    def finished(self, rollout: Rollout, rewards: torch.Tensor) -> dict[str, list[float]]:
-        """The sums of the episodes that ended in this rollout, whose learned rewards are given."""
-        steps = torch.stack([rollout.true_rewards, torch.ones_like(rewards), rewards], 1)
-        sums = []
-        for values, ended in zip(steps.numpy(), rollout.ended.numpy()):
-            self.running += values
-            sums.append(self.running[:, ended])
-            self.running[:, ended] = 0.0
-        return dict(zip(self.names, np.concatenate(sums, 1).tolist()))
+    return dict(zip(names, np.concatenate(sums, 1).tolist()))
 
 
 @dataclass
@@ -1341,7 +1249,7 @@ class Training:
     reward_net: nn.Module | None = None  # None, as algorithm: the oracle
     algorithm: object | None = None
     reward_norm: RunningNorm = field(default_factory=RunningNorm)
-    episodes: EpisodeSums | None = None
+    episodes: np.ndarray | None = None  # (3, num_envs), of finished_episodes
     rows: list[dict] = field(default_factory=list)  # of metrics.csv, one a round
     data: dict[str, int] = field(default_factory=dict)  # used beside demonstrations: amounts
     seconds: dict[str, float] = field(default_factory=dict)  # spent in each phase
@@ -1354,14 +1262,13 @@ class Training:
 
 
 def start_training(reward_cls, algorithm_cls, args: Args, envs: VectorEnv, expert) -> Training:
-    """Policy, optimizer, reward network and algorithm before the first round.
-
-    `expert`: the demonstrations' tensors, or None for a method that needs none.
+    """Policy, optimizer, reward network and algorithm before the first round. `expert`: the
+    demonstrations' tensors, or None for a method that needs none.
     """
     dims = (envs.obs_dim, envs.action_dim)
     policy = Policy(*dims)
     optimizer = optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    training = Training(policy, optimizer, episodes=EpisodeSums(args.num_envs))
+    training = Training(policy, optimizer, episodes=np.zeros((3, args.num_envs)))
     if args.true_reward:
         return training
     training.reward_net = reward_cls(*dims)
@@ -1379,16 +1286,14 @@ def anneal(optimizer: optim.Optimizer, learning_rate: float, round_: int, num_ro
 
 
 def train(training: Training, envs: VectorEnv, args: Args, title: str, after_round=None) -> None:
-    """Runs the rounds that are left: rollout, reward, reward update, policy update.
-
-    Each appends a row to `training.rows` and then calls `after_round(training)`, if there is one.
+    """Runs the rounds that are left; each appends a row to `training.rows` and then calls
+    `after_round(training)`, if there is one.
     """
     policy, optimizer, algorithm = training.policy, training.optimizer, training.algorithm
     size = args.batch_size
-    total = args.num_rounds * size
     done = len(training.rows)
-    progress = {"total": total, "initial": done * size, "unit": "step", "unit_scale": True}
-    with tqdm(desc=title, disable=None, **progress) as bar:
+    steps = {"initial": done * size, "total": args.num_rounds * size}
+    with tqdm(desc=title, **steps, unit="step", unit_scale=True, disable=None) as bar:
         for round_ in range(done, args.num_rounds):
             start = time.perf_counter()
             anneal(optimizer, args.learning_rate, round_, args.num_rounds)
@@ -1401,7 +1306,7 @@ def train(training: Training, envs: VectorEnv, args: Args, title: str, after_rou
             with training.timed("ppo"):
                 normalized_rewards = training.reward_norm(rewards)
                 ppo_stats = update_policy(policy, optimizer, rollout, normalized_rewards, args)
-            sums = training.episodes.finished(rollout, rewards)
+            sums = finished_episodes(training.episodes, rollout, rewards)
             row = {
                 "round": round_ + 1,
                 "steps": (round_ + 1) * size,
@@ -1442,10 +1347,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def save_torch(path: Path, value: object) -> None:
-    """torch.save by way of memory, so that a full disk is an OSError as for any other file."""
+def save_weights(path: Path, net: nn.Module | None) -> None:
+    """By way of memory, so that a full disk is an OSError as for any other file. Without a net
+    those that are there are removed.
+    """
+    if net is None:
+        path.unlink(missing_ok=True)
+        return
     buffer = io.BytesIO()
-    torch.save(value, buffer)
+    torch.save(net.state_dict(), buffer)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
@@ -1475,9 +1385,9 @@ def save_run(folder: Path, training: Training, args: Args, method: str, demos: D
     with training.timed("evaluation"):
         deterministic = evaluate(training.policy, args, EVAL_EPISODES, deterministic=True)
         sampled = evaluate(training.policy, args, EVAL_EPISODES, deterministic=False)
-    for name in ("policy", "reward_net"):
-        if (net := getattr(training, name)) is not None:
-            save_torch(folder / f"{name}.pt", net.state_dict())
+    (folder / "result.json").unlink(missing_ok=True)  # of a run that is overwritten
+    save_weights(folder / "policy.pt", training.policy)
+    save_weights(folder / "reward_net.pt", training.reward_net)
     write_metrics(folder / "metrics.csv", training.rows)
     hyperparameters = getattr(training.algorithm, "hyperparameters", None)
     seconds = {phase: round(s, 3) for phase, s in training.seconds.items()}

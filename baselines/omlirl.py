@@ -11,7 +11,7 @@ ensemble's uncertainty; and r takes a step of E_expert r - E_imagined r, the gra
 likelihood, with a gradient penalty. The expert's environment is never stepped.
 
 Deviates from the paper: reward steps on transitions and not on discounted trajectories; a gradient
-penalty instead of a bounded output; lambda is adapted. From CleanIL, too: 50,000 gradient steps in
+penalty instead of a bounded output; lambda is adapted. From CleanIL, too: 15,000 gradient steps in
 place of 1M, a fifth of its imagined transitions; the actor starts as a BC clone and its loss holds
 the expert's likelihood (modelbased.anchored_loss; --bc-weight 0 --bc-steps 0 is without both); ends
 cost (modelbased.RewardNetwork); the reward sees rollouts from the expert's states alone.

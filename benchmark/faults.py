@@ -48,7 +48,7 @@ PHASES = {  # a run is in one from the call of this function until that of anoth
     (irl, "write_metrics"): "metrics.csv",
     (checkpoint, "save"): "writing a checkpoint",
     (irl, "evaluate"): "evaluation",
-    (irl, "save_torch"): "weights",
+    (irl, "save_weights"): "weights",
     (runs, "remove_checkpoint"): "removing the checkpoint",
 }
 WRITES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}

@@ -352,16 +352,15 @@ def test_bc_actors_disagree_where_nothing_was_demonstrated():
 
 
 @pytest.mark.parametrize(("time_limits", "value"), [(False, 1.0), (True, 2.0)])
-def test_q_is_the_discounted_reward_until_a_termination(monkeypatch, time_limits, value):
+def test_q_is_the_discounted_reward_until_a_termination(time_limits, value):
     """g is 1 and gamma 0.5: Q is 1 / (1 - 0.5) = 2, but 1 in the last step before a termination.
 
     States beyond 5 look terminal; an end elsewhere is a time limit.
     """
-    algorithm, _, demos = with_policy(target_refreshes=2)
+    algorithm, _, demos = with_policy(target_refreshes=2, gamma=0.5)
     net, improvement = algorithm.reward_net, algorithm.improvement
-    monkeypatch.setattr(irl.RewardNetwork, "hyperparameters", irl.Hyperparameters(gamma=0.5))
     net.g = lambda obs, acts, next_obs: torch.ones(len(obs))
-    net.terminal_given_end = lambda state: (state[:, 0] > 5).float()
+    net.continuation = lambda state, ended: 1 - ended * (state[:, 0] > 5).float()
     obs, acts, next_obs = batch(2048, seed=3)
     ended = torch.rand(2048) < 0.5
     obs[ended, 1] -= 20.0  # far away, so that Q can tell
@@ -438,7 +437,9 @@ def test_q_has_no_weight_at_disagreement_zero():
 def test_a_better_bc_policy_holds_the_actor_more(monkeypatch):
     improvement, _ = improvement_with_two_places()
     improvement.q_weight = torch.zeros_like
-    irl.scale_actions(improvement.actor, 0.5)
+    with torch.no_grad():
+        for p in improvement.actor[-1].parameters():
+            p *= 0.5
     losses = []
     monkeypatch.setattr(irl, "gradient_step", lambda optimizer, loss: losses.append(loss.item()))
     for improvement.bc_scale in (1.0, 100.0):
@@ -510,6 +511,17 @@ def test_a_bc_actor_that_nearly_suffices_is_improved_less_often(visited, interva
     improvement.disagreement = torch.full((len(algorithm.replay.obs),), 10.1 - visited)
     improvement.disagreement[-128:] = visited
     assert improvement.choose_interval() == interval
+
+
+@pytest.mark.parametrize("bc_rounds", [4, 10, 20])
+def test_the_trained_bc_actor_is_evaluated_at_full_strength(bc_rounds):
+    """However many rollouts of scaled actions there were before."""
+    algorithm, policy, _ = with_policy(bc_rounds=bc_rounds, bc_eval_rounds=2, bc_steps=2)
+    algorithm.improvement.fit_q = lambda with_actor: None
+    for _ in range(bc_rounds + 2):
+        algorithm.start_round(*batch(64), torch.zeros(64, dtype=torch.bool))
+    bc_actor = algorithm.improvement.bc_actors[0]
+    assert torch.equal(parameters_of(policy.actor_mean), parameters_of(bc_actor))
 
 
 def test_between_two_improvements_nothing_is_fitted_and_little_noise_added():

@@ -143,6 +143,24 @@ def test_a_finished_run_is_not_replaced_unasked(tmp_path):
     assert train(tmp_path, env="Hopper-v4", irl_lr=1e-3, overwrite=True)["id"] != first["id"]
 
 
+def test_of_a_replaced_run_nothing_is_left(tmp_path, monkeypatch):
+    """Neither a reward of another method nor, once a file is replaced, a result that it belies."""
+    first = train(tmp_path, env="Hopper-v4")
+    save = irl.save_weights
+
+    def fail(path, net):
+        save(path, net)
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(irl, "save_weights", fail)
+    with pytest.raises(OSError, match="No space"):
+        train(tmp_path, env="Hopper-v4", true_reward=True, overwrite=True)
+    assert not (tmp_path / "result.json").exists()
+    monkeypatch.setattr(irl, "save_weights", save)
+    assert train(tmp_path, env="Hopper-v4", true_reward=True)["id"] != first["id"]
+    assert not (tmp_path / "reward_net.pt").exists()
+
+
 def test_most_of_a_file_left_out_by_default_is_said(tmp_path, capsys):
     episodes = 120
     lengths = np.full(episodes, 2)
@@ -264,12 +282,15 @@ def test_a_frozen_reward_trains_a_fresh_policy_and_stays_as_it_was(tmp_path):
         (["--total-timesteps", "100"], "--total-timesteps: expected at least 2048, a rollout"),
         (["--num-steps", "0"], "--num-steps 0: expected an integer from 1 to 2^63 - 1"),
         (["--seed", "-1"], "--seed -1: expected an integer from 0 to 2^63 - 1"),
-        (["--num-minibatches", "7"], "--num-minibatches: expected a divisor of 2048"),
+        (["--num-minibatches", "7"], "--num-minibatches: expected a divisor below 2048"),
+        (["--num-minibatches", "2048"], "--num-minibatches: expected a divisor below 2048"),
+        (["--env", "a:b:c"], "--env a:b:c: "),
         (["--demo-episodes", "51"], "holds 50 episodes; expected at least 51"),
         (
             ["--demos", "demos/Walker2d-v4.npz"],
             "Walker2d-v4.npz: key 'obs' is float32 (50050, 17); expected",
         ),
+        (["--demos", "."], "error: .: [Errno 21] Is a directory"),
         (["--demos", "nowhere.npz"], "error: nowhere.npz: [Errno 2] No such file or directory"),
         (["--demos", "README.md"], "README.md: File is not a zip file; expected an .npz"),
     ],
