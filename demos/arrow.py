@@ -26,6 +26,8 @@ def read_imitation(path: Path, options: Options) -> tuple[Rows, None]:
     """A row a trajectory: obs (T+1 vectors), acts, terminal, infos (JSON texts), rews."""
     import pyarrow as pa
 
+    if options.obs_keys:
+        raise DemoError(f"{path}: one array of observations; expected no --obs-keys")
     files = arrow_files(path)
     check_size(path, sum(file.stat().st_size for file in files), options.max_bytes)
     tables = []
@@ -37,8 +39,8 @@ def read_imitation(path: Path, options: Options) -> tuple[Rows, None]:
     for key in ("obs", "acts", "terminal"):
         if key not in table.column_names:
             raise DemoError(f"{path}: key '{key}' is missing; expected imitation's columns")
-    obs, counts = trajectories(path, "obs", table, options)
-    acts, lengths = trajectories(path, "acts", table, options)
+    obs, counts = trajectories(path, "obs", table)
+    acts, lengths = trajectories(path, "acts", table)
     if not np.array_equal(counts, lengths + 1):
         i = int(np.flatnonzero(counts != lengths + 1)[0])
         raise DemoError(
@@ -47,13 +49,18 @@ def read_imitation(path: Path, options: Options) -> tuple[Rows, None]:
     at = np.arange(len(acts)) + np.repeat(np.arange(len(lengths)), lengths)
     columns = {"obs": obs[at], "next_obs": obs[at + 1], "acts": acts, "lengths": lengths}
     if "rews" in table.column_names:
-        rewards, steps = trajectories(path, "rews", table, options)
+        rewards, steps = trajectories(path, "rews", table)
         if not np.array_equal(steps, lengths):
             raise DemoError(f"{path}: key 'rews' has other lengths than acts; expected one a step")
         columns["rewards"] = rewards
     last = np.cumsum(lengths)[lengths > 0] - 1
     done = np.zeros(len(acts), bool)
-    done[last] = np.array(table["terminal"].to_pylist(), bool)[lengths > 0]
+    terminal = table["terminal"].to_pylist()
+    if not all(isinstance(x, bool) for x in terminal):
+        raise DemoError(
+            f"{path}: key 'terminal' is {table['terminal'].type}; expected true or false"
+        )
+    done[last] = np.array(terminal, bool)[lengths > 0]
     columns["done"] = done
     limits = time_limits(table)
     if limits is not None:
@@ -85,13 +92,11 @@ def arrow_files(path: Path) -> list[Path]:
     return files
 
 
-def trajectories(path: Path, key: str, table, options: Options) -> tuple[np.ndarray, np.ndarray]:
+def trajectories(path: Path, key: str, table) -> tuple[np.ndarray, np.ndarray]:
     """All vectors (or numbers) of a column of lists, and how many each row has."""
     import pyarrow as pa
 
     column = plain(table[key].combine_chunks())
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         raise DemoError(f"{path}: key '{key}' is {kind}; expected a list a trajectory")
@@ -197,9 +202,11 @@ LEROBOT = {
     "next.reward": "rewards",
     "episode_index": "episode_index",
     "frame_index": "frame_index",
+    "next.done": "next.done",  # read to be compared with the former two
 }
+LEROBOT_OPTIONAL = ("next.reward", "next.done")
 # What the library adds to each row; nothing is lost by not reading it.
-LEROBOT_OWN = ("timestamp", "index", "task_index", "next.done", "next.success")
+LEROBOT_OWN = ("timestamp", "index", "task_index", "next.success")
 
 
 def read_lerobot(path: Path, options: Options) -> tuple[Rows, np.ndarray]:
@@ -213,8 +220,8 @@ def read_lerobot(path: Path, options: Options) -> tuple[Rows, np.ndarray]:
     names = {name: ours for name, ours in LEROBOT.items() if ours != "obs" or not obs_keys}
     names |= dict.fromkeys(obs_keys, "obs")
     opened = [pq.ParquetFile(file) for file in files]
-    there = opened[0].schema_arrow.names
-    needed = [name for name in names if name != "next.reward" or name in there]
+    there = list(dict.fromkeys(name for one in opened for name in one.schema_arrow.names))
+    needed = [name for name in names if name not in LEROBOT_OPTIONAL or name in there]
     for file, one in zip(files, opened):
         if missing := [name for name in needed if name not in one.schema_arrow.names]:
             raise DemoError(
@@ -235,9 +242,6 @@ def read_lerobot(path: Path, options: Options) -> tuple[Rows, np.ndarray]:
     if obs_keys:
         vectors = [joined[k].reshape(len(joined[k]), -1) for k in obs_keys]
         columns["obs"] = np.concatenate([float32(x, f"{path}: key") for x in vectors], 1)
-    for key in ("obs", "acts"):
-        if columns[key].ndim == 1:
-            columns[key] = columns[key][:, None]
     rows = Rows(path, columns)
     if obs_keys:
         rows.note(f"observations: {', '.join(obs_keys)}, in this order")
@@ -245,10 +249,24 @@ def read_lerobot(path: Path, options: Options) -> tuple[Rows, np.ndarray]:
         rows.note(f"not read: {', '.join(unread)}")
     lengths = np.unique(columns["episode_index"], return_counts=True)[1]
     note_counts(rows, "meta/info.json", info, ("total_episodes", "total_frames"), lengths)
+    if "next.done" in columns:
+        check_done(path, columns)
     sources = np.repeat(
         [str(f.relative_to(path)) for f in files], [len(p["action"]) for p in parts]
     )
     return rows, sources
+
+
+def check_done(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """DemoError where an episode goes on after a row that says it is done."""
+    order = np.lexsort((columns["frame_index"], columns["episode_index"]))
+    episode, done = columns["episode_index"][order], columns["next.done"][order]
+    early = np.flatnonzero((done[:-1] != 0) & (episode[1:] == episode[:-1]))
+    if len(early):
+        raise DemoError(
+            f"{path}: key 'next.done' is 1 in {plural(len(early), 'row')} before the last frame of"
+            f" an episode (first: episode {episode[early[0]]}); expected it in last frames alone"
+        )
 
 
 def lerobot_files(path: Path, version: str) -> list[Path]:
@@ -281,13 +299,9 @@ def parquet_size(metadata, names: Sequence[str]) -> int:
 
 
 def column_of(file: Path, name: str, table) -> np.ndarray:
-    import pyarrow as pa
-
     chunks = [matrix(file, name, plain(chunk)) for chunk in table[name].chunks]
     if not chunks:
         return np.zeros(0, table[name].type.to_pandas_dtype())
-    if isinstance(chunks[0], pa.Array):
-        raise DemoError(f"{file}: key '{name}' is {table[name].type}; expected numbers")
     return np.concatenate(chunks)
 
 

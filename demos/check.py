@@ -24,6 +24,7 @@ from rich.table import Table
 if __name__ == "__main__":  # `python demos/check.py` finds the project as -m does
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from demos.columns import read_json
 from demos.formats import (
     MAX_BYTES,
     DemoError,
@@ -40,6 +41,7 @@ from demos.transitions import jumps, rows_equal
 matplotlib.use("Agg")  # nothing here needs a screen
 import matplotlib.pyplot as plt
 
+REPORT_SCHEMA = "irl-check-1"  # marks the JSON file of --json
 RESETS = 64  # of the environment, to compare first observations with
 
 
@@ -291,10 +293,23 @@ def draw(episodes: Sequence[Episode], title: str, path: Path) -> None:
         plt.close(figure)
 
 
+def check_targets(picture: Path, report: Path | None) -> None:
+    """DemoError rather than replacing a file that is no earlier picture or report."""
+    if picture.is_file() and not picture.read_bytes().startswith(b"\x89PNG"):
+        raise DemoError(f"{picture}: exists and is no picture; expected another --picture")
+    if report is not None and report.is_file():
+        try:
+            schema = read_json(report)["schema"]
+        except (DemoError, KeyError, TypeError):
+            schema = None
+        if schema != REPORT_SCHEMA:
+            raise DemoError(f"{report}: exists and is no report; expected another --json")
+
+
 def write_report(config: Config, episodes: Demonstrations, found: Sequence[Finding]) -> None:
     """Every note with rows of the source, every finding with numbers of transitions."""
     report = {
-        "schema": "irl-check-1",
+        "schema": REPORT_SCHEMA,
         "path": str(config.path),
         "format": episodes.format,
         "env": config.env,
@@ -313,6 +328,8 @@ def write_report(config: Config, episodes: Demonstrations, found: Sequence[Findi
 def main(config: Config) -> int:
     """Prints what is there and what is wrong; returns the exit status."""
     console = Console(highlight=False, markup=False)
+    picture = config.picture or Path(f"{config.path.resolve().stem}.check.png")
+    check_targets(picture, config.json)
     episodes = read(config.path, config.obs_keys, config.max_mib * 2**20)
     table = Table("", f"{config.path}: {episodes.format}")
     for name, value in facts(episodes).items():
@@ -328,7 +345,6 @@ def main(config: Config) -> int:
         console.print(f"Nothing missing, repeated or constant{fits}.")
     if config.json:
         write_report(config, episodes, found)
-    picture = config.picture or Path(f"{config.path.resolve().stem}.check.png")
     draw(episodes, config.path.name, picture)
     console.print(f"picture: {picture}", soft_wrap=True)
     return int(config.strict and bool(found or episodes.notes))

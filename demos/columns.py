@@ -163,7 +163,7 @@ def with_last_observations(rows: Rows) -> Rows:
     columns |= {"obs": data["obs"][at], "next_obs": data["obs"][at + 1]}
     last = np.cumsum(lengths) - 1
     flagged = next((k for k in ("terminated", "done", "truncated") if k in data), None)
-    new = Rows(rows.where, columns, rows.notes)
+    new = Rows(rows.where, columns, rows.notes, whole=True)
     if flagged is None:
         new.note("no key terminated: every episode is taken as cut off, not as terminal")
     for ours in ("terminated", "truncated", "done"):

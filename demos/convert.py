@@ -23,6 +23,8 @@ if __name__ == "__main__":  # `python demos/convert.py` finds the project as -m 
 from demos.formats import MAX_BYTES, WRITERS, DemoError, read, write
 
 BY_SUFFIX = {".npz": "irl", ".hdf5": "d4rl", ".h5": "d4rl"}
+HDF5 = (".hdf5", ".h5")
+SUFFIXES = {"irl": (".npz",), "flat": (".npz",), "d4rl": HDF5, "robomimic": HDF5}  # others: folders
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ def main(config: Config) -> None:
         raise DemoError(
             f"{config.destination}: says no format; expected --to and one of {', '.join(WRITERS)}"
         )
+    if config.destination.suffix not in SUFFIXES.get(to, (config.destination.suffix,)):
+        expected = (
+            f"expected a name that ends in {' or '.join(SUFFIXES[to])}, by which {to} is known"
+        )
+        raise DemoError(f"{config.destination}: {expected}")
     demonstrations = read(config.source, config.obs_keys, config.max_mib * 2**20)
     for note in demonstrations.notes:
         print(f"note: {note}")

@@ -164,13 +164,15 @@ def read_robomimic(path: Path, options: Options) -> tuple[Rows, None]:
             options = Options(vector_keys(path, groups), options.max_bytes)
         keys = tuple(k if k.startswith("obs/") else f"obs/{k}" for k in options.obs_keys)
         parts = read_groups(path, groups, Options(keys, options.max_bytes))
+        split = is_group(f, "mask")
     keys = ("obs", "acts", "next_obs", "rewards", "done", "terminated", "truncated")
-    always = [key for key in keys if all(key in part.data for part in parts)]
-    if missing := {"obs", "acts"} - set(always):
-        raise DemoError(f"{path}: key '{min(missing)}' is missing in some demo; expected it in all")
+    always = in_all(parts, keys)
+    check_steps(parts, always)
     lengths = np.array([len(part.data["acts"]) for part in parts])
     columns = stacked(parts, always) | {"lengths": lengths}
     notes = joined_notes(parts)
+    if split:
+        notes.append(Note("the group mask, a split of the demos, is not read: all of them are"))
     if "done" in columns:
         columns["done"], within = last_only(columns["done"], lengths)
         if within:
@@ -182,6 +184,27 @@ def read_robomimic(path: Path, options: Options) -> tuple[Rows, None]:
     if "done" in rows.names:
         rows.names["done"] = "dones"
     return rows, None
+
+
+def in_all(parts: Sequence[Rows], keys: Sequence[str]) -> list[str]:
+    """Those of `keys` that the episodes have; DemoError where some have one and others do not."""
+    there = [key for key in keys if any(key in part.data for part in parts)]
+    for key in dict.fromkeys(("obs", "acts", *there)):
+        for part in parts:
+            if key not in part.data:
+                raise DemoError(
+                    f"{part.where}: key '{key}' is missing; expected it in each or none"
+                )
+    return there
+
+
+def check_steps(parts: Sequence[Rows], keys: Sequence[str]) -> None:
+    """DemoError where an episode has another number of rows of one of `keys` than of actions."""
+    for part in parts:
+        steps = len(part.data["acts"])
+        for key in keys:
+            if len(part.data[key]) != steps:
+                raise part.error(key, f"has {len(part.data[key])} rows; expected {steps}, as acts")
 
 
 def check_robomimic(path: Path, name: str, group) -> None:
@@ -262,23 +285,19 @@ def read_minari(path: Path, options: Options) -> tuple[Rows, None]:
             parts = read_groups(file, groups, options)
     if not parts:
         raise DemoError(f"{folder}: holds no episode; expected episode_0, episode_1, ...")
+    always = in_all(parts, ("acts", "rewards", "terminated", "truncated"))
+    check_steps(parts, always)
     for part in parts:
-        for ours in ("obs", "acts"):
-            if ours not in part.data:
-                raise DemoError(f"{part.where}: key '{ours}' is missing; expected obs and acts")
         if len(part.data["obs"]) != len(part.data["acts"]) + 1:
             shapes = f"{len(part.data['obs'])} observations, {len(part.data['acts'])} actions"
             raise DemoError(f"{part.where}: has {shapes}; expected T+1 and T")
-    always = [
-        k for k in ("acts", "rewards", "terminated", "truncated") if all(k in p.data for p in parts)
-    ]
     lengths = np.array([len(part.data["acts"]) for part in parts])
     columns = stacked(parts, always)
     columns["lengths"] = lengths
     obs = stacked(parts, ["obs"])["obs"]
     at = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
     columns["obs"], columns["next_obs"] = obs[at], obs[at + 1]
-    rows = Rows(path, columns, joined_notes(parts))
+    rows = Rows(path, columns, joined_notes(parts), whole=True)
     note_counts(rows, "metadata.json", metadata, ("total_episodes", "total_steps"), lengths)
     if empty := int((lengths == 0).sum()):
         rows.note(f"{plural(empty, 'episode')} without a step left out")
@@ -324,7 +343,7 @@ def write_minari(path: Path, episodes: Sequence[Episode]) -> None:
         for array in (episodes[0].obs, episodes[0].acts)
     ]
     path.mkdir()
-    storage = MinariStorage.new(path / "data", *spaces)
+    storage = MinariStorage.new((path / "data").absolute(), *spaces)
     storage.update_metadata({"dataset_id": "demos/irl-v0", "minari_version": minari.__version__})
     buffers = []
     for e in episodes:

@@ -97,7 +97,7 @@ NAMES = {
     # Either of them.
     "done": ("done", "dones", "is_last", "last", "dones_float"),
     # Neither of them: 1 - done.
-    "going": ("masks", "mask", "not_done", "not_dones", "nonterminals"),
+    "going": ("masks", "not_done", "not_dones", "nonterminals"),
     # From the infos: the step's `done` was a time limit.
     "limit": ("TimeLimit.truncated", "infos/TimeLimit.truncated", "infos.TimeLimit.truncated"),
     # The row begins an episode: a flag for each row, or numbers of rows.
@@ -137,6 +137,8 @@ class Rows:
     notes: list[Note] = field(default_factory=list)
     # The last row of an episode holds an observation only (RLDS): its flags are about that one.
     last_row_is_observation: bool = False
+    # Every episode is stored with its last observation: no row leads to another one's first.
+    whole: bool = False
 
     def __post_init__(self):
         self.data: dict[str, np.ndarray] = {}
@@ -192,7 +194,7 @@ def float32(x: np.ndarray, where: str) -> np.ndarray:
 def vectors(rows: Rows, ours: str) -> np.ndarray:
     """A column as float32 (n, dim); a plain column of numbers is one of dimension 1."""
     x = rows.data[ours]
-    if x.ndim == 1 and x.dtype.kind in "iub" and ours == "acts":
+    if max(x.shape, default=0) == x.size and x.dtype.kind in "iub" and ours == "acts":
         raise rows.error(ours, f"is {x.dtype} {x.shape}: discrete; expected vectors (n, dim)")
     if x.ndim == 1 and x.dtype.kind in "fiub":
         x = x[:, None]
@@ -264,6 +266,12 @@ def read_ends(rows: Rows, n: int) -> Ends:
         truncated = limit
     if terminated is not None and truncated is not None:
         either = terminated | truncated
+        if terminated.any() and not (truncated & ~terminated).any() and truncated.any():
+            rows.note(
+                f"keys '{rows.names['terminated']}' and '{rows.names['truncated']}' mark the same"
+                " rows: taken as terminal states",
+                np.flatnonzero(truncated),
+            )
         if done is not None and not (same(done, either) or same(done, terminated)):
             raise conflict(rows, "done", "terminated", np.flatnonzero(done != either))
         return Ends(terminated, either, True)
@@ -279,25 +287,32 @@ def read_ends(rows: Rows, n: int) -> Ends:
 
 
 def combined_done(rows: Rows, n: int) -> np.ndarray | None:
+    """Beside done, 1 - masks are the terminal states alone (as JaxRL writes them)."""
     done, going = flags(rows, "done", n), flags(rows, "going", n)
-    if done is not None and going is not None and not same(done, ~going):
-        raise conflict(rows, "done", "going", np.flatnonzero(done == going))
-    if done is None and going is not None:
+    if going is None:
+        return done
+    if done is None:
         rows.names["done"] = rows.names["going"]
         return ~going
+    if (~going & ~done).any():
+        raise conflict(rows, "done", "going", np.flatnonzero(~going & ~done))
+    if not same(done, ~going):
+        rows.add("terminated", rows.names["going"], ~going)
     return done
 
 
 def with_done(
     rows: Rows, done: np.ndarray, terminated: np.ndarray | None, truncated: np.ndarray | None
 ) -> Ends:
-    """A combined done beside at most one of the other two."""
+    """A combined done beside at most one of the other two. Read from masks alone it may be without
+    time limits."""
+    complete = "done" in rows.data
     if terminated is not None:
         if (terminated & ~done).any():
             raise conflict(rows, "terminated", "done", np.flatnonzero(terminated & ~done))
-        return Ends(terminated, done, True)
+        return Ends(terminated, done, complete or not same(terminated, done))
     if truncated is None:
-        return Ends(done, done, True, combined=True)
+        return Ends(done, done, complete, combined=True)
     if not (truncated & ~done).any():  # done marks both kinds of ends
         return Ends(done & ~truncated, done, True)
     if not (truncated & done).any():  # done marks terminal states only
@@ -333,7 +348,10 @@ def read_starts(rows: Rows, n: int) -> Starts:
         if len(x) == n and ((x == 0) | (x == 1)).all():
             first |= x.astype(bool)
         else:
-            first[row_numbers(rows, "first", x, n - 1)] = True
+            starts = row_numbers(rows, "first", x, n - 1)
+            if len(starts) == 0 or starts[0] != 0:
+                raise rows.error("first", "does not begin with row 0; expected numbers from 0 on")
+            first[starts] = True
             said(rows, "first", "numbers of rows that begin an episode")
     if "ends" in rows.data:
         x = column(rows, "ends", None)
@@ -349,7 +367,11 @@ def read_starts(rows: Rows, n: int) -> Starts:
             which = "last row of an episode" if inclusive else "row after the end of an episode"
             said(rows, "ends", f"numbers of the {which}")
     if "lengths" in rows.data:
-        cut[np.cumsum(whole_lengths(rows, n))] = True
+        by_lengths = np.zeros(n + 1, bool)
+        by_lengths[np.cumsum(whole_lengths(rows, n))] = True
+        if "ends" in rows.data and not same(cut[1:n], by_lengths[1:n]):
+            raise conflict(rows, "lengths", "ends", np.flatnonzero(cut != by_lengths))
+        cut |= by_lengths
     known = any(ours in rows.data for ours in ("first", "ends", "lengths"))
     return Starts(first | cut[:n], np.cumsum(cut[:n]), known)
 
@@ -444,6 +466,12 @@ def to_episodes(rows: Rows, sources: np.ndarray | None = None) -> list[Episode]:
     for ours, x in (("obs", obs), ("next_obs", next_obs)):
         if x is not None and x.shape != (n, obs.shape[1]):
             raise rows.error(ours, f"has shape {x.shape}; expected ({n}, {obs.shape[1]})")
+    if n < obs.shape[1] == acts.shape[1]:
+        shapes = f"obs {obs.shape}, actions {acts.shape}"
+        raise DemoError(f"{rows.where}: {shapes}: transposed? expected a row a step")
+    empty = np.flatnonzero(~obs.any(1) & ~acts.any(1))
+    if len(empty):
+        rows.note(f"{plural(len(empty), 'row')} with obs and actions all 0: padding?", empty)
     if rows.names.get("done") == "is_last" and next_obs is None:
         rows.last_row_is_observation = True
         rows.note("read as RLDS: the row with is_last holds an episode's last observation")
@@ -535,9 +563,20 @@ def from_frames(table: Table) -> list[Episode]:
             " expected terminals and timeouts, dones, episode_index or next_observations"
         )
     ended, terminated = ends.ended, ends.terminated
+    if not table.starts.known and not ended.any() and n > 3:
+        raise DemoError(
+            f"{rows.where}: no row is marked as an end, and there is no next_obs; expected marks,"
+            f" next_obs, or lengths ([{n}] for one episode that was cut off)"
+        )
+    if ended[0] and not ended[-1] and n > 3:
+        raise DemoError(
+            f"{rows.where}: the first row is marked as an end and the last one is not, as if the"
+            " marks were of first rows; expected those named is_first"
+        )
     start = table.starts.start.copy()
     start[1:] |= ended[:-1]
     bounds = np.r_[np.flatnonzero(start), n]
+    check_actions(table, bounds[:-1])
     single = np.flatnonzero(np.diff(bounds) == 1)
     if len(bounds) > 2 and 2 * len(single) >= len(bounds) - 1 and n > 3:
         raise DemoError(
@@ -563,6 +602,18 @@ def from_frames(table: Table) -> list[Episode]:
         )
     note_interleaving(table)
     return episodes
+
+
+def check_actions(table: Table, firsts: np.ndarray) -> None:
+    """DemoError where each row seems to hold the action before it (as Dreamer and dm_env do): it is
+    0 in the first row of every episode and in no other."""
+    idle = ~table.acts.any(1)
+    if len(firsts) > 1 and idle[firsts].all() and idle.sum() == len(firsts) < len(idle):
+        raise DemoError(
+            f"{table.rows.where}: actions are 0 in the first row of each of {len(firsts)} episodes"
+            " and in no other, as if stored with the observation that they led to; expected each"
+            " with the observation that it was taken in, or next_obs"
+        )
 
 
 def ignored_resets(table: Table, start: np.ndarray) -> np.ndarray:
@@ -679,6 +730,8 @@ def without_resets(table: Table) -> np.ndarray:
     (those that reset on the next step) into next_obs of one more row.
     """
     keep = np.ones(len(table.obs), bool)
+    if table.rows.whole:
+        return keep
     # Last rows of episodes, by a flag or because the next row begins one.
     ended = np.flatnonzero(table.ends.ended | np.r_[table.starts.start[1:], False])
     follower = reset_rows(table, ended)
@@ -822,7 +875,7 @@ def note_links(table: Table, links: Links) -> None:
 
 def marks(rows: Rows) -> str:
     """The end markers that a file has, where they are not enough."""
-    have = [rows.names[k] for k in ("terminated", "truncated", "limit") if k in rows.data]
+    have = [rows.names[k] for k in ("terminated", "truncated", "limit", "going") if k in rows.data]
     return f"no end marker but {', '.join(have)}" if have else "no end marker"
 
 

@@ -1,6 +1,7 @@
 """What is said about demonstrations: the facts, every kind of finding with its rows, the report."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -131,6 +132,21 @@ def test_the_report_has_every_note_and_the_rows_of_every_finding(tmp_path, capsy
 def test_strict_accepts_clean_demonstrations(tmp_path):
     config = check.Config(BANK, "Hopper-v4", picture=tmp_path / "p.png", strict=True)
     assert check.main(config) == 0
+
+
+def test_a_picture_or_report_replaces_only_an_earlier_one(tmp_path):
+    path = tmp_path / "demos.npz"
+    card = tmp_path / "demos.json"
+    shutil.copy(BANK, path)
+    card.write_text('{"schema": "irl-card-1"}')
+    before = path.read_bytes()
+    for wrong in ({"picture": path}, {"json": path}, {"json": card}):
+        with pytest.raises(DemoError, match=r"exists and is no (picture|report); expected another"):
+            check.main(check.Config(path, **{"picture": tmp_path / "p.png", **wrong}))
+    assert path.read_bytes() == before and "card" in card.read_text()
+    for _ in range(2):
+        again = check.Config(path, picture=tmp_path / "p.png", json=tmp_path / "report.json")
+        assert check.main(again) == 0
 
 
 def test_a_picture_or_report_that_cannot_be_written_gets_one_line(tmp_path):

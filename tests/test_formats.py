@@ -271,6 +271,23 @@ def test_a_gap_in_the_frames_cuts_the_episode_and_is_said(tmp_path):
     assert "total_frames: 42; there are 28" in notes_of(demonstrations)
 
 
+def with_column(path: Path, name: str, values) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(name, [values]), path)
+
+
+def test_lerobot_frames_after_one_that_is_done_are_refused(tmp_path):
+    write("lerobot", tmp_path / "robot", make_episodes((4, 3)))
+    file = next(tmp_path.glob("robot/data/*/*.parquet"))
+    last = np.array([0, 0, 0, 0, 1, 0, 0, 0, 1], bool)
+    with_column(file, "next.done", last)
+    assert len(read(tmp_path / "robot")) == 2
+    write("lerobot", tmp_path / "wrong", make_episodes((4, 3)))
+    with_column(next(tmp_path.glob("wrong/data/*/*.parquet")), "next.done", np.roll(last, 1))
+    with pytest.raises(DemoError, match=r"'next.done' is 1 in 2 rows before .*first: episode 0"):
+        read(tmp_path / "wrong")
+
+
 def test_lerobot_files_of_two_versions_are_refused(tmp_path):
     write("lerobot", tmp_path / "robot", make_episodes())
     file = tmp_path / "robot" / "data" / "chunk-000" / "file-000.parquet"
@@ -313,7 +330,15 @@ ROWS = {"observations": FLAT["obs"], "actions": FLAT["acts"]}
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
-@pytest.mark.parametrize("markers", [{}, {"terminals": FLAT["terminated"]}, {"timeouts": ENDED}])
+@pytest.mark.parametrize(
+    "markers",
+    [
+        {},
+        {"terminals": FLAT["terminated"]},
+        {"timeouts": ENDED},
+        {"masks": 1.0 - FLAT["terminated"]},
+    ],
+)
 def test_rows_whose_ends_cannot_be_known_are_refused(tmp_path, suffix, markers):
     with pytest.raises(DemoError, match="where episodes end cannot be known"):
         read(save(tmp_path / f"demos{suffix}", **ROWS, **markers))
@@ -332,7 +357,7 @@ MARKERS = {
     },
     "gymnasium": {"terminations": FLAT["terminated"], "truncations": np.int8(FLAT["truncated"])},
     "dones": {"dones": np.uint8(ENDED)},
-    "masks": {"masks": 1.0 - ENDED},
+    "masks": {"masks": 1.0 - FLAT["terminated"], "dones_float": np.float32(ENDED)},
     "first": {"is_first": starts_from(ENDED)},
     "starts": {"episode_starts": np.flatnonzero(starts_from(ENDED))},
     "ends": {"episode_ends": np.flatnonzero(ENDED) + 1},
@@ -358,11 +383,96 @@ def test_with_next_obs_no_transition_is_lost(tmp_path, name):
     rows = {**ROWS, "next_observations": FLAT["next_obs"], "rewards": FLAT["rewards"]}
     demonstrations = read(save(tmp_path / "demos.npz", **rows, **MARKERS.get(name, {})))
     assert_same(EPISODES, demonstrations, but=("terminated",))
-    explicit = ("d4rl", "columns", "floats", "gymnasium")
+    explicit = ("d4rl", "columns", "floats", "gymnasium", "masks")
     if name in explicit:
         assert [e.terminated for e in demonstrations] == [False, True, False]
     if name == "none":
         assert "no end marker: episodes were cut where next_obs and obs" in notes_of(demonstrations)
+
+
+NO_ENDS = np.zeros(15, bool)
+DELAYED = np.concatenate([np.r_[np.zeros((1, 2)), e.acts[:-1]] for e in EPISODES])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"terminals": NO_ENDS, "timeouts": NO_ENDS}, "no row is marked as an end"),
+        ({"dones": starts_from(ENDED)}, "as if the marks were of first rows"),
+        ({"is_first": starts_from(ENDED), "actions": DELAYED}, "with the observation that they"),
+        ({"episode_starts": [1, 7, 11]}, "'episode_starts' does not begin with row 0"),
+        ({"lengths": [6, 4, 5], "episode_ends": [7, 11, 15]}, "'lengths' and 'episode_ends' contr"),
+        ({"observations": FLAT["obs"][:, :2].T, "actions": FLAT["acts"].T}, "transposed"),
+        ({"dones": ENDED, "actions": np.ones((15, 1), int)}, "discrete; expected vectors"),
+    ],
+)
+def test_rows_that_would_be_put_together_wrongly_are_refused(tmp_path, columns, message):
+    with pytest.raises(DemoError, match=message):
+        read(save(tmp_path / "demos.npz", **{**ROWS, **columns}))
+
+
+def test_rows_that_may_be_no_steps_are_said(tmp_path):
+    padded = {key: np.r_[x, np.zeros((2, x.shape[1]))] for key, x in ROWS.items()}
+    ends = np.r_[ENDED, False, True]
+    assert "2 rows with obs and actions all 0" in notes_of(
+        read(save(tmp_path / "padded.npz", **padded, dones=ends))
+    )
+    both = {"terminals": ENDED, "timeouts": ENDED}
+    assert "mark the same rows" in notes_of(read(save(tmp_path / "both.npz", **ROWS, **both)))
+
+
+def test_episodes_stored_whole_keep_their_last_transitions(tmp_path):
+    """Where recording went on after a cut, one episode begins with the last one's end."""
+    obs = np.arange(26, dtype=np.float32).reshape(13, 2)
+    parts = [obs[0:5], obs[4:9], obs[8:13]]
+    path = tmp_path / "demos.npz"
+    lengths, truncated = np.array([4, 4, 4]), np.ones(3, bool)
+    acts = np.ones((12, 1), np.float32)
+    save(path, obs=np.concatenate(parts), acts=acts, lengths=lengths, truncated=truncated)
+    assert [len(e.acts) for e in read(path)] == [4, 4, 4]
+
+
+def test_a_dataset_is_written_wherever_the_command_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("minari", Path("here"), EPISODES)
+    assert len(read(Path("here"))) == len(EPISODES)
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("out", "irl"), ("out.npz", "d4rl"), ("out.hdf5", "flat")]
+)
+def test_a_name_by_which_a_format_is_not_known_is_refused(tmp_path, name, to):
+    save(tmp_path / "demos.npz", **WITH_NEXT, dones=ENDED)
+    with pytest.raises(DemoError, match=f"{name}: expected a name that ends in .*, by which {to}"):
+        convert.main(convert.Config(tmp_path / "demos.npz", tmp_path / name, to))
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: resize(f, "data/demo_1/obs/flat", 5), r"demo_1.*'obs' has 5 rows; expected 4"),
+        (
+            lambda f: resize(f, "data/demo_1/rewards", 3),
+            r"demo_1.*'rewards' has 3 rows; expected 4",
+        ),
+        (lambda f: f.__delitem__("data/demo_1/terminated"), r"demo_1: key 'terminated' is missing"),
+    ],
+)
+def test_demos_of_robomimic_that_are_unlike_the_others_are_refused(tmp_path, change, message):
+    path = tmp_path / "demos.hdf5"
+    write("robomimic", path, EPISODES)
+    with h5py.File(path, "a") as f:
+        change(f)
+    with pytest.raises(DemoError, match=message):
+        read(path)
+
+
+def resize(f, name: str, n: int) -> None:
+    """Repeats or drops rows at the end of a dataset."""
+    x = f[name][()]
+    del f[name]
+    f[name] = np.r_[x, x][:n]
 
 
 def test_rlds_holds_the_last_observation_in_the_row_with_is_last(tmp_path):
