@@ -60,7 +60,7 @@ class Args:
     demos: Path | None = None  # an .npz as demos/README.md describes it; default: demos/ENV.npz
     demo_episodes: int = 50  # episodes used, from the first on
     demo_subsample: int = 1  # keep every k-th transition of each episode
-    out: Path | None = None  # folder of the run; default: results/METHOD/ENV/seedSEED
+    out: Path | None = None  # folder of the run; default: below results/, by method, env and seed
     overwrite: bool = False  # replace a finished run in that folder
     no_policy_access: bool = False  # no call of `set_policy`: PPO learns from rewards alone
     true_reward: bool = False  # oracle: train on the environment's reward, without any method
@@ -1485,7 +1485,8 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
     that breaks the contract.
     """
     method = "oracle" if args.true_reward else method
-    folder = args.out or Path("results", method, args.env, f"seed{args.seed}")
+    variant = "-reward-only" if args.no_policy_access and not args.true_reward else ""
+    folder = args.out or Path("results", method + variant, args.env, f"seed{args.seed}")
     if (folder / "result.json").exists() and not args.overwrite:
         raise UserError(f"{folder}: holds a finished run; --overwrite it or change --out")
     torch.set_num_threads(1)  # a second thread costs more than it saves at this size

@@ -13,20 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import torch
 import torch.nn as nn
 import tyro
+from matplotlib.figure import Figure
 
 import custom_irl as irl
 from benchmark import runs, tables
+from benchmark.diagnose import outputs
 from custom_irl import IRLAlgorithm, PolicyImprovement, RewardNetwork
 
 __all__ = ["ABLATIONS", "RewardNetwork"]  # runs.method_named takes the latter from here
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
 
 TABLE = runs.PUBLISHED / "ablations.csv"
 METHOD_PAGE = irl.ROOT / "benchmark" / "METHOD.md"
@@ -209,7 +207,8 @@ def publish(results: Path, path: Path) -> None:
     """
     found = tables.read_runs(results)
     found = found[found["method"].str.startswith("ablation-") & found["git_clean"]]
-    found = found[~found["labels"].str.contains("quick")]
+    words = "(?:(?:\\d+-steps|update-epochs-1|scarce|tiny|one) ?)*"  # else a cell mixes settings
+    found = found[found["labels"].str.fullmatch(words)]
     if found.empty:
         raise irl.UserError(f"{results}: no run of an ablation of a committed, clean tree")
     tables.merge_published(path, found)
@@ -244,10 +243,8 @@ def markdown(table: pd.DataFrame) -> str:
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Bars of the means, a dot for every seed."""
     cells = cells_of(table)
-    size = (1 + 3 * len(cells), 4)
-    figure, axes = plt.subplots(
-        1, len(cells), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure((1 + 3 * len(cells), 4), layout="constrained")
+    axes = figure.subplots(1, len(cells), sharey=True, squeeze=False)
     names = list(reversed(ABLATIONS))
     low = min(0, table["normalized_return"].min())
     for ax, ((panel, env, steps), cell) in zip(axes[0], cells):
@@ -260,9 +257,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.set_xlim(low, 1.05)
         ax.set_yticks(range(len(names)), names)
         ax.spines[["top", "right"]].set_visible(False)
-    with irl.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    outputs.save(figure, path)
 
 
 def write_blocks(path: Path, page: Path) -> None:

@@ -94,11 +94,11 @@ class Queue:
         try:
             tickets = {}
             for run, entry in json.loads(path.read_text())["jobs"].items():
-                ticket = Ticket(**entry, folder=self.folder)
+                ticket = Ticket(**{**entry, "task": int(entry["task"])}, folder=self.folder)
                 words = (ticket.cluster, ticket.submission, ticket.id)
                 if not all(re.fullmatch(r"[\w-]+", word) for word in words):
                     raise ValueError(f"names {words}")
-                tickets[run] = Ticket(**{**entry, "task": int(entry["task"])}, folder=self.folder)
+                tickets[run] = ticket
             return tickets
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"not the launcher's list of jobs ({error!r}); remove it to submit anew"

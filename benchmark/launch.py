@@ -40,7 +40,6 @@ from benchmark import cluster, report, runs, study
 from benchmark.task import HELD_UNTIL
 from demos import formats
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Flags that say which runs, and that --study therefore excludes.
 OF_A_RUN = ("method", "panel", "envs", "variants", "seeds", "quick", "frozen", "learner")
 QUIET_MINUTES = 10  # without a new row of metrics before a run is named
@@ -64,8 +63,8 @@ class Config:
     frozen: bool = False
     """train fresh policies, each of the next seed, on the reward of this command's runs"""
     learner: Literal["loop", "sb3", "sac"] = "loop"
-    """what trains with --frozen or --true-reward: the benchmark's PPO; or PPO (sb3) or SAC, for
-    300,000 steps, of stable-baselines3 (benchmark/retrain.py)"""
+    """what trains with --frozen or --true-reward: the benchmark's PPO, or stable-baselines3's PPO
+    (sb3) or SAC (sac; 300,000 steps by default)"""
     study: Path | None = None
     """a file that says which runs instead, as benchmark/studies/*.toml"""
     dry_run: bool = False
@@ -74,7 +73,7 @@ class Config:
     """then examine the rewards of those runs (benchmark.diagnose --fast) into RESULTS/rewards.md"""
     results: Path = runs.RESULTS
     """folder of all runs and of the report"""
-    jobs: int = CORES
+    jobs: int = runs.CORES
     """number of runs at once on this machine; default: the number of cores"""
     stall_minutes: float | None = None
     """kill a run that writes no row of metrics for so long; default: name it after 10"""
@@ -362,12 +361,14 @@ def print_plan(jobs: list[Job], results: Path) -> None:
     """Each run, whether it exists, and what the others will cost by committed speeds."""
     committed = study.committed_runs()
     hours = 0.0
+    left = 0
     unknown = Counter()
     for job in jobs:
         done = (job.folder / "result.json").exists()
         print(f"{job.folder.relative_to(results.absolute())}{'  finished' if done else ''}")
         if done:
             continue
+        left += 1
         variant = runs.variant_of(job.method, irl.config_of(job.args))
         steps = job.args.num_rounds * job.args.batch_size
         cost = study.core_hours(committed, job.method, variant, steps)
@@ -375,8 +376,7 @@ def print_plan(jobs: list[Job], results: Path) -> None:
             unknown[job.method if variant != "reward-only" else f"{job.method} {variant}"] += 1
         else:
             hours += cost
-    finished = sum((job.folder / "result.json").exists() for job in jobs)
-    left = len(jobs) - finished
+    finished = len(jobs) - left
     print(f"{len(jobs)} runs, {finished} finished, {left} left: about {hours:.1f} core hours")
     for name, n in unknown.items():
         print(f"not in that: {n} of {name}, of which no speed is committed")

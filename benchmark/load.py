@@ -38,23 +38,24 @@ def load_run(
     """
     folder = Path(folder)
     result = runs.read_result(folder)
-    dims = result["dims"]
-    policy = make_policy(result)
-    load_weights(policy, folder / "policy.pt")
+    policy = load_policy(folder)
     if not (folder / "reward_net.pt").is_file() and reward_cls is None:
         return policy, None
     if reward_cls is None:
         name = result["method"].removesuffix("-frozen")
         reward_cls, _ = runs.method_named(name).classes()
-    reward_net = reward_cls(*dims)
+    reward_net = reward_cls(*result["dims"])
     load_weights(reward_net, folder / "reward_net.pt")
     return policy, reward_net
 
 
-def make_policy(result: dict) -> nn.Module:
-    """A policy of a finished run's shape, before its weights."""
+def load_policy(folder: Path | str) -> nn.Module:
+    """The final policy of a finished run, of a method of one's own too."""
+    result = runs.read_result(Path(folder))
     trainer = runs.TRAINERS.get(result["method"])
-    return trainer.make_policy(result) if trainer else irl.Policy(*result["dims"])
+    policy = trainer.make_policy(result) if trainer else irl.Policy(*result["dims"])
+    load_weights(policy, Path(folder) / "policy.pt")
+    return policy
 
 
 def load_weights(net: nn.Module, path: Path) -> None:

@@ -12,16 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import custom_irl as irl
 from benchmark import runs, tables
 from benchmark.diagnose import outputs
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
 
 OURS, OTHERS = "#d1242f", "#8c959f"
 PANEL_TITLES = {
@@ -43,12 +41,6 @@ class Config:
 
 
 # ----------------------------------------------------------------------------------------- figures
-def save(figure: plt.Figure, path: Path) -> None:
-    with irl.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    plt.close(figure)
-
-
 def color_of(name: str) -> str:
     return OURS if tables.is_ours(name) else OTHERS
 
@@ -64,8 +56,9 @@ def draw_returns(frame: pd.DataFrame, path: Path) -> None:
     envs = [env for env in runs.ENVS if env in set(frame["env"])]
     if not panels or not envs:
         return
-    size = {"figsize": (3.1 * len(envs) + 1.6, 2.2 * len(panels) + 0.4), "squeeze": False}
-    figure, axes = plt.subplots(len(panels), len(envs), sharex=True, layout="constrained", **size)
+    size = (3.1 * len(envs) + 1.6, 2.2 * len(panels) + 0.4)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(len(panels), len(envs), sharex=True, squeeze=False)
     for ax, env in zip(axes[0], envs):
         ax.set_title(env, fontsize=11)
     for row, panel in zip(axes, panels):
@@ -79,10 +72,10 @@ def draw_returns(frame: pd.DataFrame, path: Path) -> None:
         row[0].set_ylabel(panel, fontsize=11)
     for ax in axes[-1]:
         ax.set_xlabel("normalised return")
-    save(figure, path)
+    outputs.save(figure, path, dpi=130)
 
 
-def draw_dots(ax: plt.Axes, frame: pd.DataFrame, names: list[str]) -> None:
+def draw_dots(ax: Axes, frame: pd.DataFrame, names: list[str]) -> None:
     for y, name in enumerate(names):
         scores = frame.loc[frame["name"] == name, "normalized_return"]
         if scores.empty:
@@ -100,7 +93,8 @@ def draw_curves(frame: pd.DataFrame, folder: Path) -> None:
     curves = tables.read_curves(frame)
     for env, of_env in tables.named(curves).groupby("env"):
         names = tables.best_names(frame[frame["env"] == env])
-        figure, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+        figure = Figure((7.5, 4.2), layout="constrained")
+        ax = figure.subplots()
         for i, name in enumerate(names):
             group = of_env[of_env["name"] == name]
             if group.empty:
@@ -114,10 +108,10 @@ def draw_curves(frame: pd.DataFrame, folder: Path) -> None:
         ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:g}k")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        save(figure, folder / f"curves-{env}.png")
+        outputs.save(figure, folder / f"curves-{env}.png", dpi=130)
 
 
-def draw_curve(ax: plt.Axes, group: pd.DataFrame, name: str, place: float) -> None:
+def draw_curve(ax: Axes, group: pd.DataFrame, name: str, place: float) -> None:
     """`place`: 0 for the best row, 1 for the worst; it sets the shade of grey."""
     color = OURS if tables.is_ours(name) else str(0.35 + 0.4 * place)
     seeds = [one.set_index("steps")["true_return"] for _, one in group.groupby("seed")]
@@ -219,17 +213,18 @@ def control_rows() -> pd.DataFrame:
 
 
 def official(frame: pd.DataFrame) -> pd.DataFrame:
-    """The benchmark's own runs: full budget, committed code, no label of another kind.
+    """The benchmark's own runs: its seeds, full budget, committed code, no label of another kind.
 
     Trainers of other libraries, which are slower, may have a smaller budget; their rows say so.
     """
-    own = {"reward-only", *runs.PANELS.values()}
-    plain = frame["labels"].map(lambda labels: set(labels.split()) <= own)
+    own = f"reward-only|{'|'.join(runs.PANELS.values())}"
+    plain = frame["labels"].str.fullmatch(f"(?:(?:{own}) ?)*")
+    smaller = frame["labels"].str.fullmatch(rf"(?:(?:{own}|\d+-steps) ?)*")
     theirs = frame["method"].str.startswith(("imitation-", "sb3-", "sac-"))
-    quick = frame["labels"].str.contains("quick")
+    seeds = (frame["seed"] - (frame["variant"] == "frozen")).isin(runs.SEEDS)
     ablation = frame["method"].str.startswith("ablation-")
-    benchmark = frame["env"].isin(runs.ENVS)
-    return frame[(plain | theirs) & ~quick & ~ablation & benchmark & frame["git_clean"]]
+    benchmark = frame["env"].isin(runs.ENVS) & seeds & ~ablation
+    return frame[(plain | (smaller & theirs)) & benchmark & frame["git_clean"]]
 
 
 def publish(frame: pd.DataFrame) -> None:

@@ -104,11 +104,8 @@ class AfterRound:
 
 def stop_signals() -> list[int]:
     """SIGINT, SIGTERM and, unless it is ignored as under nohup, SIGHUP of a closed terminal."""
-    stops = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
-        stops.append(hangup)
-    return stops
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 def note_signals() -> list[int]:
@@ -178,11 +175,13 @@ def run(
 
 
 def main() -> None:
-    words = sys.argv[1:]
+    quick = "--quick" in sys.argv[1:]
+    words = [word for word in sys.argv[1:] if word != "--quick"]
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"{__doc__}\nFlags: python custom_irl.py --help")
+        return
     if not words:
         raise irl.UserError(f"expected a method: frozen RUN_DIR, {', '.join(runs.METHODS)}")
-    quick = "--quick" in words
-    words = [word for word in words if word != "--quick"]
     frozen_reward = None
     if words[0] == "frozen":
         from baselines.frozen import frozen

@@ -44,41 +44,21 @@ NETWORKS = {
 }
 PPO_SETTINGS = {
     "HalfCheetah-v4": {
-        "batch_size": 64,
-        "gamma": 0.98,
-        "learning_rate": 2.0633e-05,
-        "ent_coef": 0.000401762,
-        "clip_range": 0.1,
-        "n_epochs": 20,
-        "gae_lambda": 0.92,
-        "max_grad_norm": 0.8,
-        "vf_coef": 0.58096,
-        "policy_kwargs": NETWORKS,
+        "batch_size": 64, "gamma": 0.98, "learning_rate": 2.0633e-05, "ent_coef": 0.000401762,
+        "clip_range": 0.1, "n_epochs": 20, "gae_lambda": 0.92, "max_grad_norm": 0.8,
+        "vf_coef": 0.58096, "policy_kwargs": NETWORKS,
     },
     "Hopper-v4": {
-        "batch_size": 32,
-        "gamma": 0.999,
-        "learning_rate": 9.80828e-05,
-        "ent_coef": 0.00229519,
-        "clip_range": 0.2,
-        "n_epochs": 5,
-        "gae_lambda": 0.99,
-        "max_grad_norm": 0.7,
-        "vf_coef": 0.835671,
-        "policy_kwargs": NETWORKS,
+        "batch_size": 32, "gamma": 0.999, "learning_rate": 9.80828e-05, "ent_coef": 0.00229519,
+        "clip_range": 0.2, "n_epochs": 5, "gae_lambda": 0.99, "max_grad_norm": 0.7,
+        "vf_coef": 0.835671, "policy_kwargs": NETWORKS,
     },
     "Walker2d-v4": {
-        "batch_size": 32,
-        "gamma": 0.99,
-        "learning_rate": 5.05041e-05,
-        "ent_coef": 0.000585045,
-        "clip_range": 0.1,
-        "n_epochs": 20,
-        "gae_lambda": 0.95,
-        "max_grad_norm": 1.0,
+        "batch_size": 32, "gamma": 0.99, "learning_rate": 5.05041e-05, "ent_coef": 0.000585045,
+        "clip_range": 0.1, "n_epochs": 20, "gae_lambda": 0.95, "max_grad_norm": 1.0,
         "vf_coef": 0.871923,
     },
-}
+}  # fmt: skip
 
 # hyperparams/sac.yml of rl-zoo3 for the same, but for a gradient step every second environment step
 # and not every one, and 128-128 units and not 256-256: 300,000 steps take 30 minutes of a core.
@@ -174,21 +154,21 @@ def make_envs(args: irl.Args, reward_net: nn.Module | None) -> VecEnv:
     return make_vec_env(make, 1, seed=args.seed, wrapper_class=pay)
 
 
-def learn(model: PPO | SAC, args: irl.Args, training: irl.Training) -> None:
-    """Trains `model` in place and adds its time and its rows of metrics to `training`."""
+def learn(model: PPO | SAC, args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
+    """Trains `model` in place; its time and its rows of metrics, without the policy."""
     returns = Returns(args.batch_size)
+    training = irl.Training(policy=None, reward_net=reward_net, rows=returns.rows)
     steps = args.num_rounds * args.batch_size
     with training.timed("training"):
         model.learn(steps, callback=returns, progress_bar=sys.stderr.isatty())
-    training.rows = returns.rows
+    return training
 
 
 def train_ppo(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
     settings = {"gamma": 0.99, **PPO_SETTINGS.get(args.env, {})}
     envs = VecNormalize(make_envs(args, reward_net), gamma=settings["gamma"])
     ppo = PPO("MlpPolicy", envs, n_steps=N_STEPS, seed=args.seed, device="cpu", **settings)
-    training = irl.Training(policy=None, reward_net=reward_net)
-    learn(ppo, args, training)
+    training = learn(ppo, args, reward_net)
     training.policy = EvaluatedPolicy(ppo.policy, Normalize(envs))
     return training
 
@@ -196,8 +176,7 @@ def train_ppo(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
 def train_sac(args: irl.Args, reward_net: nn.Module | None) -> irl.Training:
     envs = make_envs(args, reward_net)
     sac = SAC("MlpPolicy", envs, seed=args.seed, device="cpu", **SAC_SETTINGS)
-    training = irl.Training(policy=None, reward_net=reward_net)
-    learn(sac, args, training)
+    training = learn(sac, args, reward_net)
     training.policy = SquashedPolicy(sac, action_noise(sac))
     return training
 

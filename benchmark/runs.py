@@ -15,8 +15,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
@@ -35,6 +35,7 @@ PANELS = {(50, 1): "dense", (20, 20): "scarce", (4, 20): "tiny", (1, 20): "one"}
 QUICK_TIMESTEPS = 40_960
 CHECKPOINT = "checkpoint.json"  # in a run's folder while it is not finished: what PIECES hold
 PIECES = "checkpoint"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 TRY_LATER = 75  # exit code of a run whose folder is held: EX_TEMPFAIL of sysexits.h
 
 
@@ -188,12 +189,23 @@ def hardware() -> dict:
     }
 
 
+def modules_of(classes: Sequence[type]) -> set[str]:
+    """The files of the classes' modules, and of those of baselines/ that these take things from."""
+    found = set()
+    waiting = {c.__module__ for c in classes}
+    while waiting:
+        found |= waiting
+        values = [value for name in waiting for value in vars(sys.modules[name]).values()]
+        names = {getattr(x, "__module__", None) or getattr(x, "__name__", None) for x in values}
+        waiting = {x for x in names if isinstance(x, str) and x.startswith("baselines.")} - found
+    return {sys.modules[name].__file__ for name in found}
+
+
 def identity_of(
     args: irl.Args, method: str, classes: Sequence[type], frozen_reward: Path | None = None
 ) -> dict[str, dict]:
     """All that has to be equal for two runs to give the same numbers."""
-    modules = {sys.modules[c.__module__].__file__ for c in classes}
-    files = {Path(file) for file in (irl.__file__, *modules)}
+    files = {Path(file) for file in (irl.__file__, *modules_of(classes))}
     uses_demos = not args.true_reward and getattr(classes[1], "needs_demos", True)
     reward = irl.sha256(frozen_reward / "reward_net.pt") if frozen_reward else None
     return {
@@ -284,11 +296,13 @@ def open_folder(folder: Path, identity: dict, quick: bool, overwrite: bool) -> d
         what = "a run without origin.json, as of a single command"
     else:
         what = ""
-    if what and not overwrite:
+    if what and not overwrite and (result.exists() or (folder / CHECKPOINT).exists()):
         raise irl.UserError(f"{folder}: {what}; --overwrite it or change --out")
     result.unlink(missing_ok=True)
     remove_checkpoint(folder)
-    (folder / "metrics.csv").unlink(missing_ok=True)
+    for pattern in ("metrics.csv", "diagnosis*", "watch.mp4"):
+        for path_ in folder.glob(pattern):
+            path_.unlink()
     commit = git("rev-parse", "HEAD")
     origin = {
         "schema": 1,
@@ -339,13 +353,17 @@ def read_result(folder: Path) -> dict:
     Raises:
         UserError: if there is none, or it is not of this version.
     """
-    path = folder / "result.json"
+    return read_schema(folder / "result.json", 2, "the folder of a finished run")
+
+
+def read_schema(path: Path, schema: int, what: str) -> dict:
+    """A JSON object of that schema; UserError naming the file if there is none."""
     if not path.is_file():
-        raise irl.UserError(f"{path}: no such file; expected the folder of a finished run")
-    result = read_json(path)
-    if result.get("schema") != 2:
-        raise irl.UserError(f"{path}: schema {result.get('schema')}; expected 2")
-    return result
+        raise irl.UserError(f"{path}: no such file; expected {what}")
+    content = read_json(path)
+    if content.get("schema") != schema:
+        raise irl.UserError(f"{path}: schema {content.get('schema')}; expected {schema}")
+    return content
 
 
 def run_trainer(
@@ -376,23 +394,20 @@ def run_trainer(
 
 
 # ---------------------------------------------------------------------------------- command lines
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Prints errors that the caller can correct as one line, and exits with 1 (75: try later)."""
+def command_line(main: Callable[[], None]) -> None:
+    """The end of every command's file: `if __name__ == "__main__": command_line(main)`.
+
+    Prints errors that the caller can correct as one line, and exits with 1 (75: try later).
+    """
     try:
-        yield
+        main()
     except Held as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(TRY_LATER)
     except (irl.UserError, DemoError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or ''}: {error.strerror or error}")
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def command_line(main: Callable[[], None]) -> None:
-    """The end of every command's file: `if __name__ == "__main__": command_line(main)`."""
-    with one_line_errors():
-        main()

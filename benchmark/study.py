@@ -70,8 +70,8 @@ class Run:
     method: str
     panel: str
     variant: str
-    env: str
     seed: int  # with "frozen" that of the run whose reward is learned from
+    env: str
     learner: str = "loop"
     quick: bool = False
     flags: tuple[str, ...] = ()  # for custom_irl.py, besides those of panel, variant and quick
@@ -110,8 +110,9 @@ def check(run: Run) -> None:
         raise irl.UserError("--frozen and --true-reward: expected one of them")
     if run.variant == "frozen":
         runs.method_named(run.method)
-    if run.variant == "true-reward" and run.method in runs.TRAINERS:
-        raise irl.UserError(f"--true-reward: not with --method {run.method}")
+    own_loop = run.method in runs.TRAINERS or run.method.startswith("imitation-")
+    if own_loop and run.variant in ("true-reward", "reward-only"):
+        raise irl.UserError(f"--method {run.method}: not with variant {run.variant}")
     if run.learner != "loop" and run.variant not in ("frozen", "true-reward"):
         problem = "learns no reward; expected --frozen or --true-reward"
         raise irl.UserError(f"--learner {run.learner}: {problem}")
@@ -129,17 +130,13 @@ def expand(group: dict) -> list[Run]:
     Raises:
         UserError: for values that cannot be combined.
     """
-    combinations = itertools.product(
-        *(group[key] for key in ("methods", "panels", "variants", "seeds", "environments"))
-    )
+    keys = ("methods", "panels", "variants", "seeds", "environments")
     rest = (group["learner"], group["quick"], tuple(group["flags"]))
-    found = [
-        Run(method, panel, variant, env, seed, *rest)
-        for method, panel, variant, seed, env in combinations
-    ]
+    combinations = itertools.product(*(group[key] for key in keys))
+    found = dict.fromkeys(Run(*one, *rest) for one in combinations)
     for run in found:
         check(run)
-    return list(dict.fromkeys(found))
+    return list(found)
 
 
 # -------------------------------------------------------------------------------------------- files

@@ -42,6 +42,8 @@ def read_runs(results: Path) -> pd.DataFrame:
         first, *others = copies["folder"]
         print(f"{', '.join(others)}: the run in {first} again; counted once")
     frame = frame.drop_duplicates("id")
+    for _, twice in frame[frame.duplicated(KEY, keep=False)].groupby(KEY):
+        print(f"{', '.join(twice['folder'])}: different runs of one row and seed; all count")
     frame = frame.astype({"normalized_return": float, "git_clean": bool})
     return frame.sort_values(KEY, ignore_index=True)
 
@@ -91,35 +93,15 @@ def check_row(row: dict) -> None:
     for key in numbers:
         if not isinstance(row[key], int | float) or not np.isfinite(row[key]):
             raise ValueError(f"{key}: {row[key]!r}, expected a finite number")
-    for kind, keys in (
-        (int, ("seed", "steps", *AMOUNTS_USED)),
-        (str, ("method", "env", "date", "id")),
-    ):
-        for key in keys:
-            if not isinstance(row[key], kind):
-                raise ValueError(f"{key}: {row[key]!r}, expected {kind.__name__}")
+    kinds = dict.fromkeys(("seed", "steps", *AMOUNTS_USED), int)
+    for key, kind in (kinds | dict.fromkeys(("method", "env", "date", "id"), str)).items():
+        if not isinstance(row[key], kind):
+            raise ValueError(f"{key}: {row[key]!r}, expected {kind.__name__}")
 
 
 def read_published(path: Path = runs.PUBLISHED / "results.csv") -> pd.DataFrame:
     frame = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
-    frame = fill_amounts(frame.reindex(columns=COLUMNS))
     return frame.assign(labels=frame["labels"].fillna("").astype(str))
-
-
-def fill_amounts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Published rows that state no amounts: those of their panel, and no mixed transitions.
-
-    Every episode of the project's demonstrations has 1000 steps.
-    """
-    sizes = {name: n * len(range(0, 1000, every)) for (n, every), name in runs.PANELS.items()}
-    without = frame["method"].isin(("oracle", *CONTROLS)) | frame["method"].str.contains(
-        "^(?:sb3|sac)-|-frozen"
-    )
-    expert = frame["panel"].map(sizes).where(~without.astype(bool), 0)
-    filled = {"expert_transitions": expert, "mixed_transitions": 0, "expert_queries": 0}
-    return frame.assign(**{key: frame[key].fillna(value) for key, value in filled.items()}).astype(
-        dict.fromkeys(AMOUNTS_USED, int)
-    )
 
 
 def merge_published(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
@@ -370,12 +352,10 @@ def cleanil_table(published: pd.DataFrame) -> str:
         frame = chosen(published, name, "full", "dense")
         cells = [share_cell(frame[frame["env"] == env]) for env in ENVS]
         minutes = f"{frame['minutes'].median():.0f}" if len(frame) else ""
-        known = theirs.loc[name] if name in theirs.index else None
-        there = (
-            [""] * 4
-            if known is None
-            else [*(f"{known[e] / 100:.2f}" for e in ENVS), known["steps"]]
-        )
+        there = [""] * 4
+        if name in theirs.index:
+            known = theirs.loc[name]
+            there = [*(f"{known[e] / 100:.2f}" for e in ENVS), known["steps"]]
         rows.append([name, *cells, minutes, *there])
     short = [env.split("-")[0] for env in ENVS]
     header = ["", *short, "minutes", *(f"CleanIL: {env}" for env in short), "CleanIL's budget"]

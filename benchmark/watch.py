@@ -2,7 +2,7 @@
 
     python -m benchmark.watch results/custom/Hopper-v4/seed42        # RUN_DIR/watch.mp4
     python -m benchmark.watch RUN_DIR --seconds 20 --seed 3 --out hopper.gif
-    python -m benchmark.watch results/bc-scarce/*/seed42 results/custom-scarce/*/seed42 \
+    python -m benchmark.watch results/bc-scarce/*/seed42 results/custom-scarce/*/seed42 \\
         --names BC ours --out benchmark/data/hero.webp               # README's film
 
 Several runs make a grid: a row an environment, a column a method. Every episode starts from the
@@ -33,7 +33,7 @@ if sys.platform == "linux" and not os.environ.get("DISPLAY"):
 
 import custom_irl as irl
 from benchmark import runs
-from benchmark.load import load_run, policy_action
+from benchmark.load import load_policy, policy_action
 from demos.expert import Expert, play
 
 WIDTH, HEIGHT = 320, 240  # of a cell's picture, pixels
@@ -189,7 +189,7 @@ def shoot_run(
     """A function of its own, so that a stage's memory is freed before the next one is made:
     MuJoCo's, freed later, would take the next one's textures with it.
     """
-    policy, _ = load_run(folder)
+    policy = load_policy(folder)
     stage = make_stage(result["env"], result["config"]["max_episode_steps"])
     acts = {column: policy_action(policy, stage.action_space)}
     if with_expert and expert_of(result).is_file():
@@ -216,10 +216,7 @@ def heads_of(grid: Grid, names: tuple[str, ...]) -> dict[str, str]:
     own = [column for column in columns if column != EXPERT]
     if names and len(names) != len(own):
         raise irl.UserError(f"--names: {len(names)} names; expected {len(own)} ({', '.join(own)})")
-    heads = dict(zip(own, names or own))
-    if EXPERT in columns:
-        heads[EXPERT] = EXPERT
-    return heads
+    return dict(zip(own, names or own)) | ({EXPERT: EXPERT} if EXPERT in columns else {})
 
 
 def draw_page(grid: Grid, heads: dict[str, str], k: int) -> Image.Image:
@@ -261,7 +258,6 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
 
 # ------------------------------------------------------------------------------------------ files
 def write_film(path: Path, pages: list[Image.Image]) -> None:
-    milliseconds = 1000 // FRAMES_PER_SECOND
     with irl.replacing(path) as temporary:
         if path.suffix == ".mp4":
             # The temporary name does not say which format it is.
@@ -278,7 +274,7 @@ def write_film(path: Path, pages: list[Image.Image]) -> None:
             format=path.suffix[1:].upper(),
             save_all=True,
             append_images=pages[1:],
-            duration=milliseconds,
+            duration=1000 // FRAMES_PER_SECOND,
             loop=0,
             quality=WEBP_QUALITY,
             method=4,  # of WebP: half the size that the default gives
@@ -291,6 +287,8 @@ def watch(config: Config) -> Path:
     Raises:
         UserError: where there is no run, or nothing to draw with.
     """
+    if not config.runs:
+        raise irl.UserError("expected the folder of a finished run")
     out = config.out
     if out is None:
         if len(config.runs) != 1:

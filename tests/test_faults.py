@@ -138,9 +138,8 @@ def test_a_single_command_takes_the_same_lock(tmp_path):
 
 
 def test_a_held_folder_is_one_line_and_its_exit_code(tmp_path, capsys):
-    again = (runs.one_line_errors(), runs.locked(tmp_path))
-    with pytest.raises(SystemExit) as stopped, runs.locked(tmp_path), again[0], again[1]:
-        pass
+    with pytest.raises(SystemExit) as stopped, runs.locked(tmp_path):
+        runs.command_line(runs.locked(tmp_path).__enter__)
     assert stopped.value.code == 75
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -157,6 +156,7 @@ def test_a_result_of_another_command_is_not_taken_for_the_runs_own(tmp_path):
     assert (tmp_path / "result.json").exists()
     assert runs.open_folder(tmp_path, identity, quick=False, overwrite=True) is None
     assert not (tmp_path / "result.json").exists()
+    assert runs.open_folder(tmp_path, {"config": {}}, quick=False, overwrite=False) is None
     (tmp_path / "origin.json").write_text("{}")
     with pytest.raises(irl.UserError, match=r"origin.json: key 'identity' is missing"):
         runs.open_folder(tmp_path, identity, quick=False, overwrite=False)

@@ -150,6 +150,19 @@ def test_a_short_look_is_marked(tmp_path):
     assert report.official(frame).empty
 
 
+def test_only_the_benchmarks_own_runs_are_published(tmp_path):
+    """Neither development seeds nor other settings, also not of other libraries' trainers."""
+    write_run(tmp_path, seed=42)
+    write_run(tmp_path, seed=1)
+    write_run(tmp_path, seed=123, irl_lr=0.01)
+    write_run(tmp_path, "custom-frozen", seed=43)
+    write_run(tmp_path, "imitation-gail", seed=42, total_timesteps=300_000)
+    write_run(tmp_path, "imitation-gail", seed=123, total_timesteps=300_000, learning_rate=0.001)
+    rows = report.official(tables.read_runs(tmp_path))
+    published = [*zip(rows["method"], rows["seed"])]
+    assert published == [("custom", 42), ("custom-frozen", 43), ("imitation-gail", 42)]
+
+
 # -------------------------------------------------------------------------------------- statistics
 def test_statistics_on_cases_with_known_answers():
     scores = [np.array([0.0, 1.0]), np.array([2.0, 3.0]), np.array([4.0, 100.0])]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,16 @@ def test_a_finished_run_is_not_replaced_unasked(tmp_path):
     assert train(tmp_path, env="Hopper-v4", irl_lr=1e-3, overwrite=True)["id"] != first["id"]
 
 
+def test_the_two_variants_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for refused in (False, True):
+        train(None, env="Hopper-v4", no_policy_access=refused)
+    assert {p.parts[1] for p in Path().glob("results/*/*/*/result.json")} == {
+        "custom",
+        "custom-reward-only",
+    }
+
+
 def test_of_a_replaced_run_nothing_is_left(tmp_path, monkeypatch):
     """Neither a reward of another method nor, once a file is replaced, a result that it belies."""
     first = train(tmp_path, env="Hopper-v4")
@@ -218,6 +229,22 @@ def test_a_finished_run_is_read_and_another_is_refused(tmp_path):
     assert runs.read_result(tmp_path) == first
     origin = runs.read_json(tmp_path / "origin.json")
     assert origin["identity"]["code"]["custom_irl.py"] == irl.sha256(ROOT / "custom_irl.py")
+
+
+def test_a_baselines_code_is_all_that_it_is_made_of():
+    """gail-v2's classes are built on gail.py's and share its update."""
+    classes = runs.method_named("gail-v2").classes()
+    code = runs.identity_of(irl.Args(), "gail-v2", classes)["code"]
+    files = {"custom_irl.py", "gail_v2.py", "gail.py", "shared.py"}
+    assert {Path(name).name for name in code} == files
+
+
+def test_of_a_run_that_is_replaced_no_examination_and_no_film_stays(tmp_path):
+    resumable(tmp_path, env="Hopper-v4")
+    for name in ("diagnosis.json", "diagnosis-steps.png", "watch.mp4"):
+        (tmp_path / name).touch()
+    resumable(tmp_path, env="Hopper-v4", irl_lr=1e-3, overwrite=True)
+    assert not [*tmp_path.glob("diagnosis*"), *tmp_path.glob("watch*")]
 
 
 def test_a_signal_stops_a_command_after_a_checkpoint_and_it_continues(tmp_path):

@@ -10,7 +10,6 @@ labels compare the learned reward with controls. Written into RUN_DIR: diagnosis
 and a figure for each table. The environment's true reward is used, for evaluation alone.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,6 @@ from benchmark.diagnose import (
 from benchmark.diagnose.labels import judge
 from benchmark.diagnose.subject import NotApplicable, Subject
 from benchmark.diagnose.table import as_json
-from benchmark.runs import command_line
 
 EXAMINATIONS = (steps, ranking, distance, counterfactuals, ambiguity, perturbed, retraining)
 
@@ -53,7 +51,7 @@ class Config:
     """train no fresh policies; finished runs on this reward are read all the same"""
     retrain_steps: int = 200_000
     """environment steps of each fresh policy"""
-    jobs: int = os.cpu_count() or 1
+    jobs: int = runs.CORES
     """fresh policies trained at once"""
 
 
@@ -120,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    runs.command_line(main)

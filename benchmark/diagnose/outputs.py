@@ -6,18 +6,15 @@ The overview of several is a table with a row a run.
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 import custom_irl as irl
 from benchmark import runs
 from benchmark.diagnose.steps import ABOVE
 from benchmark.diagnose.table import cell, columns, number, table_of
 from benchmark.tables import markdown_table
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
 
 SCHEMA = 2  # of diagnosis.json
 HEADLINES = {  # of the overview: examination, column of its table, rows
@@ -70,15 +67,19 @@ def draw(title: str, table: pd.DataFrame, path: Path) -> None:
     below = [table[c] - table.get(f"{c} low", table[c]) for c in shown]
     above = [table.get(f"{c} high", table[c]) - table[c] for c in shown]
     errors = np.nan_to_num(np.stack([below, above], axis=1)).clip(min=0)  # (columns, 2, rows)
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = Figure((8, 4), layout="constrained")
+    axes = figure.subplots()
     bars = {"width": 0.8, "error_kw": {"elinewidth": 0.8}}
     table[shown].plot.bar(ax=axes, title=title, yerr=errors, legend=False, **bars)
     axes.tick_params(axis="x", rotation=20 if len(table) < 8 else 60)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path, dpi: int = 120) -> None:
     with irl.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+        figure.savefig(temporary, dpi=dpi, format="png")
 
 
 def write(folder: Path, found: dict) -> None:
@@ -93,14 +94,7 @@ def write(folder: Path, found: dict) -> None:
 
 # ---------------------------------------------------------------------------------------- overview
 def read_diagnosis(folder: Path) -> dict:
-    path = folder / "diagnosis.json"
-    if not path.is_file():
-        raise irl.UserError(f"{path}: no such file; expected a run that was examined before")
-    found = runs.read_json(path)
-    if found.get("schema") != SCHEMA:
-        schema = found.get("schema")
-        raise irl.UserError(f"{path}: schema {schema}; expected {SCHEMA}, examine it again")
-    return found
+    return runs.read_schema(folder / "diagnosis.json", SCHEMA, "a run that was examined before")
 
 
 def overview(all_found: list[dict]) -> pd.DataFrame:
@@ -141,7 +135,10 @@ def overview_table(frame: pd.DataFrame) -> str:
 def published_table(frame: pd.DataFrame) -> str:
     """Means over the seeds of each environment and variant, and in how many of them a failure."""
     rows = []
-    for (variant, env), of_seeds in frame.fillna({"failures": ""}).groupby(["variant", "env"]):
+    frame = frame.fillna({"failures": ""})
+    if len(frame[["method", "panel"]].drop_duplicates()) > 1:
+        raise irl.UserError("rewards.csv: of several methods or panels; expected one")
+    for (variant, env), of_seeds in frame.groupby(["variant", "env"]):
         failures = of_seeds["failures"].str.split().explode().value_counts()
         labels = [f"{label} {n}/{len(of_seeds)}" for label, n in sorted(failures.items())]
         row = [f"{variant}, {env}", number(of_seeds["normalized_return"].mean())]
