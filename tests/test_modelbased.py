@@ -282,7 +282,7 @@ def test_a_run_says_what_it_used_and_its_reward_loads(name, tmp_path, monkeypatc
 
 def test_the_anchored_loss_by_hand(learner):
     """Q = 4 everywhere, alpha 0.01: SAC's loss over |Q|, and the squared error of the mode."""
-    sac, config = learner.sac, learner.config
+    sac, config = learner.sac, replace(learner.config, q_weight=2.5)
     sac.q = lambda obs, acts: torch.full((2, len(obs)), 4.0)
     batch = offpolicy.sample(learner.expert, 8)
     mode = sac.actor.mode(batch["obs"]).detach()

@@ -421,7 +421,11 @@ def test_flags_that_a_method_does_not_read_are_refused(tmp_path):
     ):
         patch.setattr("sys.argv", ["resume", *monkey])
         resume.main()
-    for flags, message in ((["--true-reward"], "--true-reward"), ([], "--quick")):
+    for flags, message in (
+        (["--true-reward"], "gail-sac: not with variant true-reward"),
+        (["--no-policy-access"], "gail-sac: not with variant reward-only"),
+        ([], "--quick"),
+    ):
         config = launch.Config(method="gail-sac", quick=not flags)
         with pytest.raises(irl.UserError, match=message):
             launch.runs_of(config, flags)
