@@ -45,8 +45,6 @@ TERMINATION_HIDDEN = (64,)
 class Config(op.SACConfig):
     hidden: tuple[int, ...] = (128, 128)
     batch_size: int = 128
-    target_entropy: float = -2.5
-    """per dimension: noise of 0.02. Under that of SAC's -1, 0.1 to 0.2, the expert itself falls"""
     env_steps: int = 150_000
     """environment steps, one SAC step each after the first `random_steps`"""
     random_steps: int = 2_000

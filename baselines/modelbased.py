@@ -14,9 +14,8 @@ hour; beside it the sizes that CleanIL's published returns were reached with:
     the actor                 starts as a BC clone, the expert's    starts as initialised, SAC's
                               likelihood in its loss                loss
 
-Read returns with that last line in mind: on 50 episodes the clone alone is as good as the expert
-(Hopper, seed 1: 1.00; omlirl ends at 0.96 from it), so that a return near 1 says that r and the
-ensemble keep it, not that they found it.
+Read returns with that last line in mind: on 50 episodes the clone alone is nearly as good as the
+expert, so that a return near 1 says that r and the ensemble keep it, not that they found it.
 """
 
 from __future__ import annotations

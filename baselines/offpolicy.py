@@ -50,9 +50,7 @@ class SACConfig:
     tau: float = 0.005
     """Polyak coefficient of the target critics, per gradient step"""
     alpha: float | None = None
-    """temperature of the entropy; None: learned, for `target_entropy`"""
-    target_entropy: float = -1.0
-    """of an action's dimension, in nats"""
+    """temperature of the entropy; None: learned, for an entropy of -action_dim"""
 
 
 # ---------------------------------------------------------------------------------------- networks
@@ -301,7 +299,7 @@ class SAC:
         self.learns_alpha = alpha is None
         first = 0.2 if alpha is None else alpha
         self.log_alpha = torch.tensor(math.log(first), requires_grad=self.learns_alpha)
-        self.target_entropy = config.target_entropy * action_dim
+        self.target_entropy = -float(action_dim)
         self.actor_optimizer = adam(self.actor.parameters(), config.lr)
         self.q_optimizer = adam(self.q.parameters(), config.lr)
         self.alpha_optimizer = adam([self.log_alpha], config.lr)

@@ -20,8 +20,7 @@ input of Q of its own, whose next state it is itself. In the replay's terms it c
 1 / (1 - gamma) steps for each end in the batch.
 
 Deviates from CleanIL: Q's output is in units of q_max; absorbing steps are weighted, not stored;
-offline the actor's learning rate is annealed linearly to 0, since its noise alone moves actions by
-0.04, with which a Hopper falls; sizes:
+sizes:
 
 |                           | here         | CleanIL          |
 |---------------------------|--------------|------------------|
@@ -219,7 +218,6 @@ def train_offline(config: Config, task: op.Task) -> irl.Training:
     log = op.Log(online=False, total=config.updates)
     half = config.batch_size // 2
     for step in op.progress(config.updates, f"recoil {task.args.env}", "update"):
-        irl.anneal(sac.actor_optimizer, config.lr, step - 1, config.updates)
         expert = op.sample(task.expert, half)
         mixed = op.sample(task.mixed, half)
         log.add(step, offline_step(sac, expert, mixed, config, gp_coef))

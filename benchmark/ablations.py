@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 
 import custom_irl as irl
 from benchmark import runs, tables
-from benchmark.diagnose import outputs
 from custom_irl import IRLAlgorithm, PolicyImprovement, RewardNetwork
 
 __all__ = ["ABLATIONS", "RewardNetwork"]  # runs.method_named takes the latter from here
@@ -207,8 +206,8 @@ def publish(results: Path, path: Path) -> None:
     """
     found = tables.read_runs(results)
     found = found[found["method"].str.startswith("ablation-") & found["git_clean"]]
-    words = "(?:(?:\\d+-steps|update-epochs-1|scarce|tiny|one) ?)*"  # else a cell mixes settings
-    found = found[found["labels"].str.fullmatch(words)]
+    panels = "|".join(runs.PANELS.values())
+    found = found[tables.has_only(found, rf"\d+-steps|update-epochs-1|{panels}")]
     if found.empty:
         raise irl.UserError(f"{results}: no run of an ablation of a committed, clean tree")
     tables.merge_published(path, found)
@@ -257,7 +256,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.set_xlim(low, 1.05)
         ax.set_yticks(range(len(names)), names)
         ax.spines[["top", "right"]].set_visible(False)
-    outputs.save(figure, path)
+    runs.save_figure(figure, path)
 
 
 def write_blocks(path: Path, page: Path) -> None:

@@ -72,7 +72,7 @@ def draw_returns(frame: pd.DataFrame, path: Path) -> None:
         row[0].set_ylabel(panel, fontsize=11)
     for ax in axes[-1]:
         ax.set_xlabel("normalised return")
-    outputs.save(figure, path, dpi=130)
+    runs.save_figure(figure, path, dpi=130)
 
 
 def draw_dots(ax: Axes, frame: pd.DataFrame, names: list[str]) -> None:
@@ -108,7 +108,7 @@ def draw_curves(frame: pd.DataFrame, folder: Path) -> None:
         ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:g}k")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        outputs.save(figure, folder / f"curves-{env}.png", dpi=130)
+        runs.save_figure(figure, folder / f"curves-{env}.png", dpi=130)
 
 
 def draw_curve(ax: Axes, group: pd.DataFrame, name: str, place: float) -> None:
@@ -218,8 +218,8 @@ def official(frame: pd.DataFrame) -> pd.DataFrame:
     Trainers of other libraries, which are slower, may have a smaller budget; their rows say so.
     """
     own = f"reward-only|{'|'.join(runs.PANELS.values())}"
-    plain = frame["labels"].str.fullmatch(f"(?:(?:{own}) ?)*")
-    smaller = frame["labels"].str.fullmatch(rf"(?:(?:{own}|\d+-steps) ?)*")
+    plain = tables.has_only(frame, own)
+    smaller = tables.has_only(frame, rf"{own}|\d+-steps")
     theirs = frame["method"].str.startswith(("imitation-", "sb3-", "sac-"))
     seeds = (frame["seed"] - (frame["variant"] == "frozen")).isin(runs.SEEDS)
     ablation = frame["method"].str.startswith("ablation-")

@@ -393,6 +393,12 @@ def run_trainer(
         return irl.save_run(args.out, training, args, method, demos)
 
 
+def save_figure(figure, path: Path, dpi: int = 120) -> None:
+    """A figure of matplotlib's as a PNG, in one step."""
+    with irl.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
+
+
 # ---------------------------------------------------------------------------------- command lines
 def command_line(main: Callable[[], None]) -> None:
     """The end of every command's file: `if __name__ == "__main__": command_line(main)`.

@@ -122,6 +122,11 @@ def merge_published(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
     return read_published(path)
 
 
+def has_only(frame: pd.DataFrame, labels: str) -> pd.Series:
+    """Whether each row has no label but those that the regular expression `labels` matches."""
+    return frame["labels"].str.fullmatch(f"(?:(?:{labels}) ?)*")
+
+
 def row_name(run: pd.Series) -> str:
     return "-".join([run["method"], *run["labels"].split()])
 

@@ -194,7 +194,7 @@ def float32(x: np.ndarray, where: str) -> np.ndarray:
 def vectors(rows: Rows, ours: str) -> np.ndarray:
     """A column as float32 (n, dim); a plain column of numbers is one of dimension 1."""
     x = rows.data[ours]
-    if max(x.shape, default=0) == x.size and x.dtype.kind in "iub" and ours == "acts":
+    if x.shape[1:] in ((), (1,)) and x.dtype.kind in "iub" and ours == "acts":
         raise rows.error(ours, f"is {x.dtype} {x.shape}: discrete; expected vectors (n, dim)")
     if x.ndim == 1 and x.dtype.kind in "fiub":
         x = x[:, None]
@@ -266,7 +266,7 @@ def read_ends(rows: Rows, n: int) -> Ends:
         truncated = limit
     if terminated is not None and truncated is not None:
         either = terminated | truncated
-        if terminated.any() and not (truncated & ~terminated).any() and truncated.any():
+        if truncated.any() and not (truncated & ~terminated).any():
             rows.note(
                 f"keys '{rows.names['terminated']}' and '{rows.names['truncated']}' mark the same"
                 " rows: taken as terminal states",

@@ -74,12 +74,7 @@ def draw(title: str, table: pd.DataFrame, path: Path) -> None:
     axes.tick_params(axis="x", rotation=20 if len(table) < 8 else 60)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(figure, path)
-
-
-def save(figure: Figure, path: Path, dpi: int = 120) -> None:
-    with irl.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
+    runs.save_figure(figure, path)
 
 
 def write(folder: Path, found: dict) -> None:
