@@ -398,9 +398,7 @@ class Hyperparameters:
     uncertainty_penalty: float = 0.15  # subtracted from Q's reward, times log(1 + disagreement)
 
     # Q and actor, with policy access only
-    improvement_interval: int = 2  # rollouts from one policy improvement to the next
-    sufficient_interval: int = 20  # the same where the BC actor nearly suffices,
-    sufficient_q_weight: float = 0.35  # which is a lower mean weight of Q in its own states
+    improvement_interval: int = 5  # rollouts from one policy improvement to the next
     target_refreshes: int = 120  # per policy improvement; targets are computed once in each
     q_steps_per_refresh: int = 10
     actor_steps_per_refresh: int = 4
@@ -413,8 +411,8 @@ class Hyperparameters:
     target_noise_clip: float = 0.3
     bc_coef: float = 1.0  # weight of the BC term in the actor's loss
     sampling_floor: float = 0.2  # weight of rows with disagreement 0 in the actor's batches
-    quiet_logstd: float = -4.0  # of every second rollout: close to the deterministic policy
-    exploration_logstd: float = -3.0  # of the others; a fast gait falls under more noise
+    exploration_logstd: float = -3.0  # after an improvement; a fast gait falls under more noise
+    quiet_logstd: float = -4.0  # of the other rollouts: close to the deterministic policy
 
 
 def mlp(in_dim, hidden, out_dim=1, norm=False):
@@ -674,7 +672,6 @@ class PolicyImprovement:
         self.base_lr = ppo_optimizer.param_groups[0]["lr"]
         self.lr_fraction = 1.0  # of base_lr: follows the loop's annealing, if it anneals
         self.bc_scale = 1.0  # until the BC actor has been evaluated
-        self.interval = hp.improvement_interval  # likewise
         obs_dim, action_dim = replay.obs.shape[1], replay.acts.shape[1]
         device = algorithm.device
         self.cloning = BehaviourCloning(algorithm, n_actors=2)
@@ -726,14 +723,13 @@ class PolicyImprovement:
             logstd = hp.bc_logstds[round_ % 4]
         elif improvement == 1:
             self.bc_scale = self.estimate_bc_scale()
-            self.interval = self.choose_interval()
-        improves = improvement > 0 and improvement % self.interval == 1
+        improves = improvement > 0 and improvement % hp.improvement_interval == 1
         if improves or (round_ > 1 and improvement <= 0):
             self.query_bc_actors()
             self.fit_q(with_actor=improves)
         if improves:
             # Polynomial-decay averaging (arXiv 1212.1824), eta = 8
-            t = improvement // self.interval + 1  # 1, 2, ...
+            t = improvement // hp.improvement_interval + 1  # 1, 2, ...
             polyak_update(self.policy.actor_mean, self.actor, tau=9 / (8 + t))
             logstd = hp.exploration_logstd
         nn.init.constant_(self.policy.actor_logstd, logstd)
@@ -748,15 +744,6 @@ class PolicyImprovement:
             scores = net.normalized_score(*self.replay.transitions(rows), net.baseline_score)
         gap = 1 - scores.mean().item()
         return 0.1 / min(max(gap, 0.001), 0.1)
-
-    def choose_interval(self):
-        """A tenth of the improvements, which take most of a run's time, where Q hardly counts in
-        the states that the BC actor visits.
-        """
-        self.query_bc_actors()
-        visited = self.disagreement[-self.replay.recent(self.hp.bc_eval_rounds) :]
-        suffices = self.q_weight(visited).mean() < self.hp.sufficient_q_weight
-        return self.hp.sufficient_interval if suffices else self.hp.improvement_interval
 
     def query_bc_actors(self):
         """BC action and ensemble disagreement (DRIL, Brantley et al. 2020) of new replay rows."""

@@ -31,7 +31,7 @@ DEFAULTS = IRLAlgorithm.hyperparameters
 NO_LAMBDA_RETURNS = {"td_lambda": 0.0}
 NO_GRADIENT_PENALTY = {"gradient_penalty": 0.0}
 NO_BC_TERM = {"bc_coef": 0.0}
-NO_BC = {"bc_steps": 0, "sufficient_q_weight": 0.0, **NO_BC_TERM}
+NO_BC = {"bc_steps": 0, **NO_BC_TERM}
 
 
 # ------------------------------------------------------------------------------ policy improvement

@@ -58,8 +58,8 @@ class Config:
     """environments"""
     repeats: int = 5
     """measurements of every candidate, in turn"""
-    rounds: int = 4
-    """rollouts of 2048 steps in a measurement; even, as custom fits Q after every second one"""
+    rounds: int = irl.Hyperparameters.improvement_interval
+    """rollouts of 2048 steps in a measurement; custom fits Q once in so many"""
     out: Path = CSV
     """the measurements; the tables in benchmark/README.md are written from data/speed.csv alone"""
     table_only: bool = False

@@ -36,7 +36,7 @@ def train(name: str, rounds: int):
         "bc_eval_rounds": 2,
         "bc_steps": min(50, cls.hyperparameters.bc_steps),
         "target_refreshes": 1,
-        "sufficient_q_weight": 0.0,  # improvements before every second rollout
+        "improvement_interval": 2,
     }
     algorithm, policy, _ = with_policy(algorithm_cls=cls, **fewer)
     for seed in range(rounds):

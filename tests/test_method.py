@@ -481,7 +481,7 @@ def test_targets_use_the_averaged_actor_and_not_the_learner():
 
 def test_the_policy_that_acts_is_a_polynomial_decay_average_of_the_actor():
     """tau is 9 / (8 + t): the actor goes up by 1 before each, the average is 1, 1.9, ..."""
-    algorithm, policy, _ = with_policy(bc_rounds=2, bc_eval_rounds=1, sufficient_q_weight=0.0)
+    algorithm, policy, _ = with_policy(bc_rounds=2, bc_eval_rounds=1, improvement_interval=2)
     improvement = algorithm.improvement
 
     def fit_q(with_actor):
@@ -500,19 +500,6 @@ def test_the_policy_that_acts_is_a_polynomial_decay_average_of_the_actor():
     assert averages == pytest.approx([1.0, 1.9, 1.9 + 9 / 11 * 1.1], abs=1e-4)
 
 
-@pytest.mark.parametrize(("visited", "interval"), [(0.1, 20), (10.0, 2)])
-def test_a_bc_actor_that_nearly_suffices_is_improved_less_often(visited, interval):
-    """What counts is the disagreement where it goes, here 0.1 or 10, not the demonstrations'."""
-    algorithm, _, _ = with_policy(bc_eval_rounds=2)
-    for _ in range(3):
-        algorithm.replay.add(*batch(64), torch.zeros(64, dtype=torch.bool))
-    improvement = algorithm.improvement
-    improvement.query_bc_actors = lambda: None
-    improvement.disagreement = torch.full((len(algorithm.replay.obs),), 10.1 - visited)
-    improvement.disagreement[-128:] = visited
-    assert improvement.choose_interval() == interval
-
-
 @pytest.mark.parametrize("bc_rounds", [4, 10, 20])
 def test_the_trained_bc_actor_is_evaluated_at_full_strength(bc_rounds):
     """However many rollouts of scaled actions there were before."""
@@ -525,9 +512,10 @@ def test_the_trained_bc_actor_is_evaluated_at_full_strength(bc_rounds):
 
 
 def test_between_two_improvements_nothing_is_fitted_and_little_noise_added():
-    algorithm, policy, _ = with_policy(bc_rounds=2, bc_eval_rounds=1, bc_steps=2)
+    algorithm, policy, _ = with_policy(
+        bc_rounds=2, bc_eval_rounds=1, bc_steps=2, improvement_interval=3
+    )
     improvement = algorithm.improvement
-    improvement.choose_interval = lambda: 3
     calls = []
     improvement.fit_q = lambda with_actor: calls.append(with_actor)
     logstds = []
