@@ -9,6 +9,9 @@ Every number comes from a result.json that a run wrote, or from the committed ro
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,15 +240,33 @@ def publish(frame: pd.DataFrame) -> None:
     write_blocks()
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in this block with `folder`: launchers may end together."""
+    import fcntl  # POSIX only
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # NFS locks no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which releases the lock
+
+
 def main(config: Config | None = None) -> None:
     config = config or Config()
     if config.blocks:
         write_blocks()
         return
-    frame = tables.read_runs(config.results)
-    if frame.empty:
+    if not any(config.results.rglob("result.json")):
         expected = "expected at least one finished run"
         raise irl.UserError(f"{config.results}: no result.json below it; {expected}")
+    with one_at_a_time(config.results):
+        write_report(tables.read_runs(config.results), config)
+
+
+def write_report(frame: pd.DataFrame, config: Config) -> None:
     with irl.replacing(config.results / "summary.csv") as temporary:
         frame.drop(columns="folder").to_csv(temporary, index=False)
     text = summary(frame)

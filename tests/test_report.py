@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,19 @@ def test_metrics_that_cannot_be_drawn_are_named(tmp_path, text):
     (write_run(tmp_path) / "metrics.csv").write_text(text)
     with pytest.raises(irl.UserError, match=r"metrics\.csv: expected columns steps"):
         report.main(report.Config(results=tmp_path))
+
+
+def test_reports_of_two_launchers_that_end_together_are_both_whole(tmp_path):
+    for seed in range(4):
+        write_run(tmp_path, seed=seed)
+    second = Thread(target=report.main, args=[report.Config(results=tmp_path)])
+    with report.one_at_a_time(tmp_path):
+        second.start()
+        second.join(timeout=5)
+        assert second.is_alive()
+        assert not (tmp_path / "summary.csv").exists()
+    second.join(timeout=60)
+    assert len(pd.read_csv(tmp_path / "summary.csv")) == 4
 
 
 def test_the_projects_expert_is_shown_beside_runs_that_it_normalises_alone(tmp_path):
