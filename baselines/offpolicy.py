@@ -440,8 +440,20 @@ def expert_terminated(args: irl.Args) -> torch.Tensor:
 
     An end is a time limit unless `terminated` of the .npz says otherwise. The transitions are those
     that `irl.load_demos` keeps: every `demo_subsample`-th of the first `demo_episodes` episodes.
+
+    Raises:
+        UserError: for keys of another name, which may say the same.
     """
+    from demos import formats
+
     data = irl.read_npz(args.demos_path, ("lengths",), ("terminated",))
+    unknown = sorted(set(formats.npz_shapes(args.demos_path)) - formats.OWN_KEYS)
+    if unknown:
+        expected = f"expected none but {', '.join(sorted(formats.OWN_KEYS))}"
+        convert = f"python -m demos.convert {args.demos_path} NEW.npz"
+        raise irl.UserError(f"{args.demos_path}: key '{unknown[0]}': {expected} ({convert})")
+    if "terminated" not in data:
+        print(f"{args.demos_path}: without a key 'terminated'; every end counts as a time limit")
     lengths = data["lengths"][: args.demo_episodes].astype(np.int64)
     ended = np.asarray(data.get("terminated", np.zeros(len(data["lengths"]), bool)))
     if ended.shape != data["lengths"].shape or ended.dtype != bool:

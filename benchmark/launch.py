@@ -259,12 +259,9 @@ def runs_of(config: Config, flags: list[str]) -> list[study.Run]:
     return study.expand(group)
 
 
-OWN_KEYS = {"obs", "acts", "lengths", "terminated", "rewards"}  # of this project's .npz
-
-
 def own_demos(path: Path, results: Path) -> Path:
     """The demonstrations at `path` as this project's .npz: converted, once, if they are not."""
-    if formats.format_of(path) == "irl" and set(formats.npz_shapes(path)) <= OWN_KEYS:
+    if formats.format_of(path) == "irl" and set(formats.npz_shapes(path)) <= formats.OWN_KEYS:
         return path.absolute()
     destination = results.absolute() / "demos" / f"{path.stem}-{digest(path)[:8]}.npz"
     if not destination.exists():

@@ -79,6 +79,9 @@ def read(
     return Demonstrations(episodes, rows.notes, name)
 
 
+OWN_KEYS = {"obs", "acts", "lengths", "terminated", "rewards"}  # of this project's .npz
+
+
 def format_of(path: Path) -> str:
     """Which of FORMATS lies at `path`; DemoError if none does."""
     marks = {

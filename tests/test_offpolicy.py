@@ -175,6 +175,17 @@ def test_an_end_of_the_demonstrations_is_terminal_where_the_file_says_so(
     assert demos.source["transitions"] == len(expected)
 
 
+def test_ends_under_another_name_are_refused_and_none_are_said(tmp_path, capsys):
+    path = write_demos(tmp_path / "demos.npz", None)
+    args = irl.Args(demos=path, demo_episodes=2)
+    op.expert_terminated(args)
+    assert "demos.npz: without a key 'terminated'" in capsys.readouterr().out
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays, terminals=np.array([True, False]))
+    with pytest.raises(irl.UserError, match=r"demos\.npz: key 'terminals': expected none but acts"):
+        op.expert_terminated(args)
+
+
 def test_ends_of_another_shape_are_refused(tmp_path):
     args = irl.Args(demos=write_demos(tmp_path / "demos.npz", [True]), demo_episodes=2)
     with pytest.raises(
