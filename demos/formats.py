@@ -40,6 +40,8 @@ from demos.columns import (
 )
 from demos.transitions import DemoError, Episode, Note, Rows, pack, to_episodes, to_transitions
 
+OWN_KEYS = {"obs", "acts", "lengths", "terminated", "rewards"}  # of this project's .npz
+
 
 class Demonstrations(list[Episode]):
     """Episodes, with what the reader has to say about them and the format they were in."""
@@ -77,9 +79,6 @@ def read(
     if not episodes:
         raise DemoError(f"{path}: this {name} dataset holds no transition; expected at least one")
     return Demonstrations(episodes, rows.notes, name)
-
-
-OWN_KEYS = {"obs", "acts", "lengths", "terminated", "rewards"}  # of this project's .npz
 
 
 def format_of(path: Path) -> str:
