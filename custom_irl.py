@@ -723,14 +723,14 @@ class PolicyImprovement:
             logstd = hp.bc_logstds[round_ % 4]
         elif improvement == 1:
             self.bc_scale = self.estimate_bc_scale()
-        improves = improvement > 0 and improvement % hp.improvement_interval == 1
+        t, rest = divmod(improvement - 1, hp.improvement_interval)
+        improves = improvement > 0 and rest == 0
         if improves or (round_ > 1 and improvement <= 0):
             self.query_bc_actors()
             self.fit_q(with_actor=improves)
         if improves:
-            # Polynomial-decay averaging (arXiv 1212.1824), eta = 8
-            t = improvement // hp.improvement_interval + 1  # 1, 2, ...
-            polyak_update(self.policy.actor_mean, self.actor, tau=9 / (8 + t))
+            # Polynomial-decay averaging (arXiv 1212.1824), eta = 8; t is 0 at the first
+            polyak_update(self.policy.actor_mean, self.actor, tau=9 / (9 + t))
             logstd = hp.exploration_logstd
         nn.init.constant_(self.policy.actor_logstd, logstd)
 

@@ -511,6 +511,18 @@ def test_the_trained_bc_actor_is_evaluated_at_full_strength(bc_rounds):
     assert torch.equal(parameters_of(policy.actor_mean), parameters_of(bc_actor))
 
 
+def test_the_policy_can_be_improved_before_every_rollout():
+    algorithm, policy, _ = with_policy(
+        bc_rounds=2, bc_eval_rounds=1, bc_steps=2, improvement_interval=1
+    )
+    calls = []
+    algorithm.improvement.fit_q = lambda with_actor: calls.append(with_actor)
+    for _ in range(6):
+        algorithm.start_round(*batch(64), torch.zeros(64, dtype=torch.bool))
+    assert calls == [False, False, True, True, True]  # rounds 2, 3; 4, 5, 6
+    assert policy.actor_logstd.mean() == -3
+
+
 def test_between_two_improvements_nothing_is_fitted_and_little_noise_added():
     algorithm, policy, _ = with_policy(
         bc_rounds=2, bc_eval_rounds=1, bc_steps=2, improvement_interval=3
