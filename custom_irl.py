@@ -404,7 +404,7 @@ class Hyperparameters:
     actor_steps_per_refresh: int = 4
     q_batch: int = 128
     q_hidden: int = 128
-    q_scale: float = 30.0  # Q lies between 0 and 400: unit of the networks' output
+    q_scale: float = 30.0  # Q lies mostly between 0 and 400: unit of the networks' output
     q_recent_rounds: int = 20  # rollouts with lambda-returns as targets
     tau: float = 0.3  # Polyak coefficient of the target networks, per refresh
     target_noise: float = 0.1  # standard deviation of target policy smoothing
@@ -504,7 +504,7 @@ class RewardNetwork(nn.Module):
     def continuation(self, next_state, ended):
         """The weight of next_state's value: less where `ended` (batch,) bool marks a termination.
         p(s) does not tell it from a time limit: it falls with the rate of terminations, so a better
-        policy's falls would cost less. The 3: equal log-odds are taken for a time limit.
+        policy's falls would cost less. The 3: a logit of 0, as at a time limit, gives 0.05.
         """
         return 1 - ended * torch.sigmoid(self.termination_logit(next_state) - 3)
 
@@ -650,7 +650,7 @@ class BehaviourCloning:
 def polyak_update(target, source, tau):
     """target <- (1 - tau) target + tau source, parameter by parameter."""
     with torch.no_grad():
-        for p, new in zip(target.parameters(), source.parameters()):
+        for p, new in zip(target.parameters(), source.parameters(), strict=True):
             p.lerp_(new, tau)
 
 
@@ -848,12 +848,13 @@ class IRLAlgorithm:
         self.device = device
         self.replay = Replay(expert_demos["obs"], expert_demos["acts"], expert_demos["next_obs"])
         self.terminal_obs = self.replay.obs[:0]  # next_obs of transitions that ended an episode
+        reward_net.hyperparameters = hp
+        reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])  # actors copy it
         self.cloning = BehaviourCloning(self, n_actors=1)
         self.baseline_net = mlp(obs_dim, hp.value_hidden).to(device)
         self.improvement = None  # set by set_policy
         self.calls = 0
         self.round = 0
-        reward_net.fit_normalizer(expert_demos["obs"], expert_demos["acts"])
         self.critic_optimizer = adam(reward_net.critic, args.irl_lr)
         self.termination_optimizer = adam(reward_net.termination_net, hp.termination_lr)
         self.value_optimizer = adam(reward_net.value_net, hp.value_lr)
@@ -882,9 +883,11 @@ class IRLAlgorithm:
         next_row, followed = successors(obs, next_obs)
         return c - hp.gamma * hp.gae_lambda * torch.where(followed, c[next_row], 0.0)
 
+    @torch.enable_grad()
     def fit_baseline(self, obs, c):
         """The mean of c in each state, (batch,), fitted to these transitions. With it the imitation
         reward neither pays for some states nor charges for others, which would reward an end.
+        A loop may ask for rewards under `no_grad`.
         """
         states = self.reward_net.normalize(obs)
         for _ in range(self.hyperparameters.value_steps):
@@ -924,7 +927,7 @@ class IRLAlgorithm:
 
     @torch.no_grad()
     def update_baseline_score(self):
-        """The better mean score of the first two rollouts, of untrained policies."""
+        """The better mean score of the first two rollouts, of policies that know nothing yet."""
         replay, n = self.replay, self.replay.rollout_size
         rows = slice(replay.n_expert, replay.n_expert + 2 * n)
         scores = self.reward_net.critic(self.reward_net.features(*replay.transitions(rows)))
@@ -961,9 +964,9 @@ class IRLAlgorithm:
         return {"critic_gap": gap, "gradient_penalty": penalty.item()}
 
     def termination_step(self):
-        """Logistic regression: states that ended an episode against as many that did not, half of
-        them the expert's (`survival_prob` corrects for that). Where a time limit ends an episode p
-        stays near 0: such states occur elsewhere, too.
+        """Logistic regression: states that ended an episode against as many that did not
+        (`survival_prob` corrects for the equal numbers), half of these the expert's. Where a time
+        limit ends an episode p stays near 0: such states occur elsewhere, too.
         """
         if not 0 < len(self.terminal_obs) < self.replay.n_policy:
             return {"termination_loss": 0.0}

@@ -59,12 +59,20 @@ def batch(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return obs, acts, obs + 0.1 * torch.randn(n, OBS_DIM, generator=g)
 
 
-def make(reward_cls=irl.RewardNetwork, algorithm_cls=irl.IRLAlgorithm, n_expert=512, **changes):
+def make(
+    reward_cls=irl.RewardNetwork,
+    algorithm_cls=irl.IRLAlgorithm,
+    n_expert=512,
+    shift=1.0,
+    scale=1.0,
+    **changes,
+):
     """A network, an algorithm with some hyperparameters changed, and its demonstrations."""
     torch.manual_seed(0)
     np.random.seed(0)
     obs, acts, next_obs = batch(n_expert, seed=1)
-    demos = {"obs": obs + 1.0, "acts": 0.1 * acts, "next_obs": next_obs + 1.0}
+    obs, next_obs = (scale * x + shift for x in (obs, next_obs))
+    demos = {"obs": obs, "acts": 0.1 * acts, "next_obs": next_obs}
     args = SimpleNamespace(irl_lr=3e-4, irl_batch_size=64, n_irl_updates_per_round=5)
     net = reward_cls(OBS_DIM, ACTION_DIM)
     hyperparameters = replace(algorithm_cls.hyperparameters, **changes)
@@ -299,14 +307,8 @@ def test_the_value_is_zero_after_a_termination_and_not_after_a_time_limit():
 def test_bc_actors_do_not_depend_on_the_units_of_the_observations():
     hidden = []
     for shift, scale in ((0.0, 1.0), (7.0, 2.0)):
-        _, algorithm, demos = make()
-        for key in ("obs", "next_obs"):
-            demos[key].mul_(scale).add_(shift)
-        algorithm.reward_net.fit_normalizer(demos["obs"], demos["acts"])
-        policy = irl.Policy(OBS_DIM, ACTION_DIM)
-        torch.manual_seed(0)
-        algorithm.set_policy(policy, optim.Adam(policy.parameters()))
-        actors = algorithm.improvement.bc_actors
+        algorithm, policy, demos = with_policy(shift=shift, scale=scale)
+        actors = algorithm.improvement.bc_actors + algorithm.cloning.actors
         with torch.no_grad():
             hidden.append([actor[:-1](demos["obs"]) for actor in actors])
             for actor in (policy.actor_mean, *actors):

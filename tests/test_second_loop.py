@@ -135,11 +135,11 @@ def test_the_region_trains_in_another_loop(access, rounds, time_limits_are_dones
     seen = []
     for round_ in range(rounds):
         obs, acts, next_obs, terminated, truncated = play(agent.act, seed=round_, steps=STEPS)
-        with torch.no_grad():
-            logprobs = agent.get_action_and_value(obs, acts)[1]
         dones = (terminated | truncated if time_limits_are_dones else terminated).float()
         flat = [x.flip(0) for x in (obs, acts, next_obs)]
-        rewards = algorithm.compute_reward(*flat).flip(0)
+        with torch.no_grad():
+            logprobs = agent.get_action_and_value(obs, acts)[1]
+            rewards = algorithm.compute_reward(*flat).flip(0)
         for _ in range(args.n_irl_updates_per_round):
             algorithm.update(*flat, dones.flip(0))
         seen.append(rewards)
