@@ -22,7 +22,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -80,10 +80,18 @@ class Args:
 
     def __post_init__(self):
         for key, value in vars(self).items():
+            expected = ""
             least = 0 if key == "seed" else 1
             if type(value) is int and not least <= value < 2**63:
-                flag = key.replace("_", "-")
-                raise UserError(f"--{flag} {value}: expected an integer from {least} to 2^63 - 1")
+                expected = f"an integer from {least} to 2^63 - 1"
+            elif key in ("gamma", "gae_lambda"):
+                expected = "" if 0 <= value <= 1 else "a number from 0 to 1"
+            elif type(value) is float and not 0 < value < np.inf:
+                expected = "a finite number above 0"
+            if expected:
+                raise UserError(f"--{key.replace('_', '-')} {value}: expected {expected}")
+        if self.true_reward and self.no_policy_access:
+            raise UserError("--true-reward: not with --no-policy-access; the oracle has no method")
         if self.num_rounds < 1:
             raise UserError(f"--total-timesteps: expected at least {self.batch_size}, a rollout")
         if self.batch_size % self.num_minibatches or self.num_minibatches == self.batch_size:
@@ -307,6 +315,8 @@ def prepare_demos(args: Args, algorithm_cls: type | None = None) -> Demos:
     """
     path = args.demos_path
     card, note = load_card(path, args.env)
+    if card and args.max_episode_steps not in (None, gym.spec(args.env).max_episode_steps):
+        card, note = None, f"--max-episode-steps: the returns in {path.stem}.json are of another"
     if note:
         print(note, file=sys.stderr)
     if args.true_reward or not getattr(algorithm_cls, "needs_demos", True):
@@ -1026,6 +1036,8 @@ def collect_rollout(envs: VectorEnv, policy: Policy, num_steps: int) -> Rollout:
     for deviation in policy.actor_logstd.exp() * noise:
         obs = torch.tensor(envs.obs)
         acts = mlp_forward(policy.actor_mean, obs)[-1] + deviation
+        if not acts.isfinite().all():
+            raise UserError("the policy's actions are NaN or infinite: training has diverged")
         steps.append((obs, acts, *map(torch.from_numpy, envs.step(acts.numpy()))))
     obs, acts, next_obs, true_rewards, terminated, ended = map(torch.stack, zip(*steps))
     _, logprobs, _, values = policy.get_action_and_value(obs.flatten(0, 1), acts.flatten(0, 1))
@@ -1265,7 +1277,10 @@ def start_training(reward_cls, algorithm_cls, args: Args, envs: VectorEnv, exper
     check_size(training.reward_net, *dims)
     device = torch.device("cpu")
     training.algorithm = algorithm_cls(training.reward_net, expert, *dims, device, args)
-    if hasattr(training.algorithm, "set_policy") and not args.no_policy_access:
+    has_access = hasattr(training.algorithm, "set_policy")
+    if args.no_policy_access and not has_access:
+        raise UserError(f"--no-policy-access: {algorithm_cls.__name__} has no set_policy anyway")
+    if has_access and not args.no_policy_access:
         training.algorithm.set_policy(policy, optimizer)
     return training
 
@@ -1379,7 +1394,9 @@ def save_run(folder: Path, training: Training, args: Args, method: str, demos: D
     save_weights(folder / "policy.pt", training.policy)
     save_weights(folder / "reward_net.pt", training.reward_net)
     write_metrics(folder / "metrics.csv", training.rows)
-    hyperparameters = getattr(training.algorithm, "hyperparameters", None)
+    hyperparameters = getattr(training.algorithm, "hyperparameters", None) or {}
+    if is_dataclass(hyperparameters):
+        hyperparameters = asdict(hyperparameters)
     seconds = {phase: round(s, 3) for phase, s in training.seconds.items()}
     steps = training.rows[-1]["steps"] if training.rows else 0
     result = {
@@ -1397,7 +1414,7 @@ def save_run(folder: Path, training: Training, args: Args, method: str, demos: D
         "steps_per_second": steps / (sum(seconds.values()) - seconds["evaluation"]),
         "seconds": seconds,
         "config": config_of(args),
-        "hyperparameters": asdict(hyperparameters) if hyperparameters else {},
+        "hyperparameters": hyperparameters,
         "demos": demos.source,
         "data": {
             "expert_transitions": demos.source["transitions"],
@@ -1488,6 +1505,8 @@ def run(reward_cls: type, algorithm_cls: type, args: Args, method: str) -> dict:
     print(f"{title}, {folder}")
     with locked(folder):
         train(training, envs, args, title)
+        for path in (folder / "origin.json", folder / "watch.mp4", *folder.glob("diagnosis*")):
+            path.unlink(missing_ok=True)  # of a run of the launcher that is overwritten
         return save_run(folder, training, args, method, demos)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -309,6 +310,10 @@ def test_a_frozen_reward_trains_a_fresh_policy_and_stays_as_it_was(tmp_path):
         (["--total-timesteps", "100"], "--total-timesteps: expected at least 2048, a rollout"),
         (["--num-steps", "0"], "--num-steps 0: expected an integer from 1 to 2^63 - 1"),
         (["--seed", "-1"], "--seed -1: expected an integer from 0 to 2^63 - 1"),
+        (["--learning-rate", "0"], "--learning-rate 0.0: expected a finite number above 0"),
+        (["--irl-lr", "nan"], "--irl-lr nan: expected a finite number above 0"),
+        (["--gamma", "2"], "--gamma 2.0: expected a number from 0 to 1"),
+        (["--true-reward", "--no-policy-access"], "--true-reward: not with --no-policy-access"),
         (["--num-minibatches", "7"], "--num-minibatches: expected a divisor below 2048"),
         (["--num-minibatches", "2048"], "--num-minibatches: expected a divisor below 2048"),
         (["--env", "a:b:c"], "--env a:b:c: "),
@@ -361,6 +366,56 @@ def test_a_method_of_ones_own_is_two_classes_and_one_call(tmp_path):
     result = runs.read_result(tmp_path / "run")
     assert result["method"] == "still"
     assert np.isfinite(result["eval_return_mean"])
+
+
+def test_a_method_may_state_its_settings_in_a_dict(tmp_path):
+    class Stated:
+        hyperparameters: ClassVar[dict] = {"width": 3}
+
+        def __init__(self, *args): ...
+
+        def compute_reward(self, obs, acts, next_obs):
+            return torch.zeros(len(obs))
+
+        def update(self, *rollout): ...
+
+    result = train(tmp_path, (irl.RewardNetwork, Stated), "stated", total_timesteps=256)
+    assert result["hyperparameters"] == {"width": 3}
+
+
+def test_a_method_without_set_policy_has_one_variant(tmp_path):
+    class Plain:
+        def __init__(self, *args): ...
+
+    with pytest.raises(irl.UserError, match="--no-policy-access: Plain has no set_policy"):
+        train(tmp_path, (irl.RewardNetwork, Plain), "plain", no_policy_access=True)
+
+
+def test_a_run_that_replaces_the_launchers_leaves_nothing_that_is_not_of_it(tmp_path):
+    for name in ("result.json", "origin.json", "diagnosis.json", "diagnosis.png", "watch.mp4"):
+        (tmp_path / name).write_text("old")
+    train(tmp_path, total_timesteps=256, overwrite=True)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {".lock", "result.json", "metrics.csv", "policy.pt", "reward_net.pt"}
+
+
+def test_returns_under_another_time_limit_are_not_normalised(tmp_path, capsys):
+    result = train(tmp_path / "short", total_timesteps=256, max_episode_steps=50)
+    assert result["normalized_return"] is None
+    assert "--max-episode-steps" in capsys.readouterr().err
+    same = train(tmp_path / "same", total_timesteps=256, max_episode_steps=1000)
+    assert same["normalized_return"] is not None
+
+
+def test_a_policy_that_diverges_is_named(tmp_path):
+    class Diverging(irl.IRLAlgorithm):
+        def update(self, *rollout):
+            torch.nn.init.constant_(self.improvement.policy.actor_mean[0].bias, torch.nan)
+            return {}
+
+    message = "the policy's actions are NaN or infinite"
+    with pytest.raises(irl.UserError, match=message):
+        train(tmp_path, (irl.RewardNetwork, Diverging), "diverging", total_timesteps=512)
 
 
 def test_help_is_shown():
