@@ -181,7 +181,8 @@ def train(config: Config, task: op.Task) -> irl.Training:
             seen = len(env.returns)
             advance()
             returns = env.returns[seen:]
-            rows.append({"steps": env.steps, "true_return": float(np.mean(returns))})
+            # Not `true_return`: some of the actions are the expert's.
+            rows.append({"steps": env.steps, "mixture_return": float(np.mean(returns))})
     training = irl.Training(evaluated(network), rows=rows)
     training.data["expert_queries"] = expert.queries
     return training

@@ -13,7 +13,9 @@ transition being computed anew:
 A terminal state pays the reward of the step that led there forever (an absorbing state, Kostrikov
 et al. 2019, arXiv 1809.02925), so that adding a constant to r changes no policy: without it, a
 reward that is negative everywhere makes an early end worth while. R is the replay's newest
-`recent` transitions. Deviates from CleanIL: the absorbing value; sizes:
+`recent` transitions. Half of a batch of SAC is the expert's, paid r like the rest, as in CleanIL.
+Deviates from CleanIL: the absorbing value; r is clipped for SAC, not in its own loss; the l2 term
+is on r, not on the parameters; R is not the whole replay; sizes:
 
 |                       | here                          | CleanIL                       |
 |-----------------------|-------------------------------|-------------------------------|
@@ -21,8 +23,8 @@ reward that is negative everywhere makes an early end worth while. R is the repl
 | SAC and reward steps  | 1 and 1/2 an environment step | 1 and 1 an environment step   |
 | networks, batch       | 128-128 ReLU, 128             | 256-256-256 SiLU, 256         |
 
-The reward that a run saves is a function of (s, a, s'): d is what a classifier of terminal states,
-fitted to the replay after training, says of s'.
+The reward that a run saves is a function of (s, a, s'), with the absorbing value: d is what a
+classifier of terminal states, fitted to the replay after training, says of s'.
 """
 
 from __future__ import annotations
@@ -42,19 +44,17 @@ TERMINATION_HIDDEN = (64,)
 
 
 @dataclass(frozen=True)
-class Config(op.SACConfig):
+class Config(op.OnlineConfig):
     hidden: tuple[int, ...] = (128, 128)
     batch_size: int = 128
-    env_steps: int = 150_000
-    """environment steps, one SAC step each after the first `random_steps`"""
-    random_steps: int = 2_000
-    """steps of uniform actions before the first gradient step"""
     q_unit: float = 100.0
     """scale of the critics' output: of a reward of a few units a step, for ever"""
     reward_lr: float = 3e-4
     """Adam's learning rate of the reward"""
     reward_every: int = 2
     """environment steps for each gradient step of the reward"""
+    expert_share: float = 0.5
+    """of a batch of SAC: expert transitions, paid the present reward like the replay's"""
     recent: int = 20_000
     """newest transitions that the policy's batch of the reward is drawn from"""
     gp_coef: float = 10.0
@@ -68,7 +68,9 @@ class Config(op.SACConfig):
 
 
 class GAILReward(nn.Module):
-    """r(s, a, d), clipped to +-10; `forward(s, a, s')` takes d from a classifier of s'."""
+    """r(s, a, d), clipped to +-10. `forward(s, a, s')` is what SAC maximised, `absorbing_rewards`
+    of r, with d from a classifier of s'.
+    """
 
     CLIP = 10.0
 
@@ -78,6 +80,7 @@ class GAILReward(nn.Module):
         self.layers = op.mlp(obs_dim + action_dim + 1, REWARD_HIDDEN, 1)
         self.termination = op.mlp(obs_dim, TERMINATION_HIDDEN, 1)
         self.register_buffer("knows_ends", torch.tensor(0.0))
+        self.register_buffer("gamma", torch.tensor(Config.gamma))
 
     def inputs(
         self, obs: torch.Tensor, acts: torch.Tensor, terminated: torch.Tensor
@@ -97,7 +100,7 @@ class GAILReward(nn.Module):
 
     def forward(self, state, action, next_state):
         ended = (self.termination_logit(next_state) > 0).float() * self.knows_ends
-        return self.reward(state, action, ended)
+        return absorbing_rewards(self.reward(state, action, ended), ended, self.gamma)
 
 
 # ------------------------------------------------------------------------------------------ losses
@@ -107,7 +110,7 @@ def reward_loss(expert: torch.Tensor, policy: torch.Tensor, l2_coef: float) -> t
 
 
 def absorbing_rewards(
-    rewards: torch.Tensor, terminated: torch.Tensor, gamma: float
+    rewards: torch.Tensor, terminated: torch.Tensor, gamma: float | torch.Tensor
 ) -> torch.Tensor:
     """r, and at an end r / (1 - gamma): what it pays if it is paid forever."""
     return torch.where(terminated > 0, rewards / (1 - gamma), rewards)
@@ -159,6 +162,7 @@ def train(config: Config, task: op.Task) -> irl.Training:
     sac = op.SAC(*task.dims, *task.action_range, config, q=q)
     sac.fit_normalizers(task.expert["obs"])
     net = GAILReward(*task.dims)
+    net.gamma.fill_(config.gamma)
     net.norm.fit(task.expert["obs"])
     learned = (*net.layers.parameters(),)
     optimizer = op.adam(learned, config.reward_lr)
@@ -173,7 +177,9 @@ def train(config: Config, task: op.Task) -> irl.Training:
             policy = buffer.sample(config.batch_size, config.recent)
             report |= reward_step(net, optimizer, expert, policy, config)
         if step > config.random_steps:
-            batch = buffer.sample(config.batch_size)
+            n_expert = round(config.expert_share * config.batch_size)
+            replayed = buffer.sample(config.batch_size - n_expert)
+            batch = op.concatenate(op.sample(task.expert, n_expert), replayed)
             with torch.no_grad():
                 rewards = net.reward(batch["obs"], batch["acts"], batch["terminated"])
             rewards = absorbing_rewards(rewards, batch["terminated"], config.gamma)

@@ -16,12 +16,13 @@ Offline follows CleanIL, online the paper (value loss over expert and replay, ha
 Deviates: V(s') is of the target critics and has no gradient. Offline, pi is a Gaussian of fixed
 width around its mode, whose entropy is a constant and left out of V: of the expert's actions up to
 60 % are at the ends of their range, where CleanIL's tanh-Gaussian has no bounded density (Hopper
-after 15,000 steps: squared action error 0.013 instead of 0.0003). Sizes:
+after 15,000 steps: squared action error 0.013 instead of 0.0003). No noise is added to the expert's
+actions in AWR (there 0.1 on half of them). Sizes:
 
-|                        | here         | CleanIL (offline) |
-|------------------------|--------------|-------------------|
-| gradient steps offline | 30,000       | 500,000           |
-| networks               | 192-192 ReLU | 256-256-256 SiLU  |
+|                        | here          | CleanIL (offline) |
+|------------------------|---------------|-------------------|
+| gradient steps offline | 30,000 of 128 | 500,000 of 256    |
+| networks               | 192-192 ReLU  | 256-256-256 SiLU  |
 
 The reward that a run saves is r with V(s') = min Q(s', a) at the policy's mode, and no end known.
 """
@@ -42,9 +43,10 @@ HIDDEN = (192, 192)
 
 
 @dataclass(frozen=True)
-class Config(op.SACConfig):
+class Config(op.OnlineConfig):
     hidden: tuple[int, ...] = HIDDEN
     batch_size: int = 128
+    """transitions in a batch, online half of them the expert's"""
     alpha: float = 0.1
     """offline: temperature of the advantages"""
     policy_std: float = 0.1
@@ -61,12 +63,6 @@ class Config(op.SACConfig):
     """offline: largest slope of Q that is not penalised"""
     max_weight: float = 100.0
     """offline: largest weight of an action in the policy's loss"""
-    env_steps: int = 150_000
-    """online: environment steps, one gradient step each after the first `random_steps`"""
-    random_steps: int = 2_000
-    """online: steps of uniform actions before the first gradient step"""
-    online_batch_size: int = 128
-    """online: transitions in a batch, half of them the expert's"""
     online_alpha: float = 0.01
     """online: temperature of the policy's entropy"""
     chi2_beta: float = 0.5
@@ -111,7 +107,7 @@ def online_loss(
 class ImplicitReward(nn.Module):
     """r(s, a, s') = min_i Q_i(s, a) - gamma min_i Q_i(s', mode of pi(s')), of a finished run.
 
-    Of the default sizes: a run with another --hidden or --gamma cannot be loaded as a reward.
+    Of the default sizes: a run with another --hidden cannot be loaded as a reward.
     """
 
     def __init__(self, obs_dim: int, action_dim: int):
@@ -201,7 +197,7 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
     buffer = op.ReplayBuffer(config.env_steps, *task.dims)
     explorer = op.Explorer(task, buffer)
     log = op.Log(online=True, total=config.env_steps)
-    half = config.online_batch_size // 2
+    half = config.batch_size // 2
     is_expert = torch.cat([torch.ones(half), torch.zeros(half)])
     for step in op.progress(config.env_steps, f"iqlearn-online {task.args.env}", "step"):
         explorer.step(sac.actor if step > config.random_steps else None)

@@ -8,6 +8,7 @@ hour; beside it the sizes that CleanIL's published returns were reached with:
     gradient steps            15,000                                1,000,000
     actor, critics            256-256 ReLU                          256-256-256 SiLU
     every 250 steps           1,000 rollouts of 40 steps            5,000 of 40
+    a step of the reward      for every 2 of SAC                    for every 10
     ensemble                  7 members, 5 kept, 3 x 200            the same
     mixed data                100,000 transitions, below half of    medium-replay of D4RL
                               the expert (demos/mixed.py)
@@ -74,7 +75,7 @@ class ModelBasedConfig(SACConfig):
     rollout_steps: int = 40
     """longest rollout"""
     kept_rollouts: int = 10
-    """calls whose transitions are kept"""
+    """calls whose transitions are kept, more of them where rollouts end early"""
     real_share: float = 0.5
     """of a batch of SAC: half of it the expert's, half mixed; the rest is imagined, likewise"""
     reward_every: int = 2

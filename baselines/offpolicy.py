@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,6 @@ from benchmark import runs
 LOGSTD_MIN, LOGSTD_MAX = -5.0, 2.0  # of the Gaussian before tanh
 LOGSTD_MIDDLE = (LOGSTD_MAX + LOGSTD_MIN) / 2
 LOGSTD_HALF = (LOGSTD_MAX - LOGSTD_MIN) / 2
-ACTION_LIMIT = 0.999  # of demonstrated actions, in units of the action range: atanh(1) is infinite
 OBS_CLIP = 20.0  # bound of normalised observations, in standard deviations
 MIN_OBS_STD = 0.05  # floor of the standard deviation, for nearly constant inputs
 
@@ -51,6 +50,21 @@ class SACConfig:
     """Polyak coefficient of the target critics, per gradient step"""
     alpha: float | None = None
     """temperature of the entropy; None: learned, for an entropy of -action_dim"""
+
+
+@dataclass(frozen=True)
+class OnlineConfig(SACConfig):
+    """Of the methods that step the environment, always or on request."""
+
+    env_steps: int = 150_000
+    """online: environment steps, one gradient step each after the first `random_steps`"""
+    random_steps: int = 2_000
+    """online: steps of uniform actions before the first gradient step"""
+
+    def __post_init__(self):
+        if self.env_steps <= self.random_steps:
+            expected = f"expected more than the {self.random_steps} --random-steps"
+            raise irl.UserError(f"--env-steps {self.env_steps}: {expected}")
 
 
 # ---------------------------------------------------------------------------------------- networks
@@ -145,13 +159,6 @@ class TanhGaussianActor(nn.Module):
         u = mean + logstd.exp() * z
         acts = self.actor_mean.center + self.actor_mean.scale * torch.tanh(u)
         return acts, self.log_density(u, z, logstd)
-
-    def log_prob(self, obs: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
-        """log pi(a|s) (n,); actions at the ends of their range count as ACTION_LIMIT of it."""
-        mean, logstd = self.gaussian(obs)
-        unit = (acts - self.actor_mean.center) / self.actor_mean.scale
-        u = torch.atanh(unit.clamp(-ACTION_LIMIT, ACTION_LIMIT))
-        return self.log_density(u, (u - mean) / logstd.exp(), logstd)
 
     def mode(self, obs: torch.Tensor) -> torch.Tensor:
         return self.actor_mean(obs)
@@ -403,7 +410,16 @@ def sac_step(sac: SAC, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------- a run
 LOG_EVERY = 1000  # gradient steps, or environment steps, in a row of metrics.csv
-ARGS_USED = ("env", "seed", "max_episode_steps", "demos", "demo_episodes", "demo_subsample")
+FLAGS = (  # of custom_irl.py's, those that these methods read
+    "--env",
+    "--seed",
+    "--max-episode-steps",
+    "--demos",
+    "--demo-episodes",
+    "--demo-subsample",
+    "--out",
+    "--overwrite",
+)
 
 
 @dataclass
@@ -554,23 +570,22 @@ def progress(n: int, title: str, unit: str) -> Iterator[int]:
 
 
 def parse(config_cls: type, doc: str) -> tuple:
-    """The method's config and custom_irl.py's Args from the command line."""
-    config, flags = tyro.cli(
+    """The method's config and custom_irl.py's Args from the command line.
+
+    Raises:
+        UserError: for a flag of custom_irl.py's that these methods do not read.
+    """
+    config, words = tyro.cli(
         config_cls,
-        description=doc,
+        description=f"{doc}\nAs for custom_irl.py: {' '.join(FLAGS)}",
         config=(tyro.conf.FlagCreatePairsOff,),
         return_unknown_args=True,
     )
-    return config, irl.parse_args(flags)
-
-
-def check_args(args: irl.Args, method: str) -> None:
-    """UserError for a flag of custom_irl.py's that these methods do not read."""
-    for each in fields(args):
-        unused = each.name not in (*ARGS_USED, "out", "overwrite")
-        if unused and getattr(args, each.name) != each.default:
-            flag = each.name.replace("_", "-")
-            raise irl.UserError(f"--{flag}: not a flag of {method}; its own are listed by --help")
+    for word in words:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in FLAGS:
+            raise irl.UserError(f"{flag}: not a flag of this method; --help lists those it has")
+    return config, irl.parse_args(words)
 
 
 def run(
@@ -586,7 +601,6 @@ def run(
     `config`, a dataclass, lands in result.json as the hyperparameters. `parts`: classes of further
     files that the method is made of.
     """
-    check_args(args, method)
     if args.out is None:
         args = replace(args, out=Path("results", method, args.env, f"seed{args.seed}"))
     identity = {"hyperparameters": runs.as_json(asdict(config))}

@@ -12,8 +12,8 @@ likelihood, with a gradient penalty. The expert's environment is never stepped.
 
 Deviates from the paper: reward steps on transitions and not on discounted trajectories; a gradient
 penalty instead of a bounded output; lambda is adapted. From CleanIL, too: 15,000 gradient steps in
-place of 1M, a fifth of its imagined transitions; the actor starts as a BC clone and its loss holds
-the expert's likelihood (modelbased.anchored_loss; --bc-weight 0 --bc-steps 0 is without both); ends
+place of 1M (sizes: modelbased.py); the actor starts as a BC clone and its loss holds the expert's
+likelihood (modelbased.anchored_loss; --bc-weight 0 --bc-steps 0 is without both); ends
 cost (modelbased.RewardNetwork); the reward sees rollouts from the expert's states alone.
 """
 
@@ -60,7 +60,7 @@ def train(config: Config, task: Task) -> irl.Training:
     learner = Learner(config, task)
     target = config.uncertainty_target * expert_uncertainty(learner)
     weight = config.lambda_first
-    log = Log(online=False)
+    log = Log(online=False, total=config.steps)
     for step in progress(config.steps, f"omlirl {task.args.env}", "step"):
         report = {}
         if (step - 1) % config.rollout_every == 0:

@@ -17,10 +17,11 @@ E: expert, O: mixed data (demos/mixed.py), R: replay. Offline pi is a Gaussian o
 its mode and V(s) = E_pi Q(s, a) (as in iqlearn.py, and why), and a terminal state is worth 0.
 Online V(s) = E_pi Q(s, a) - alpha log pi, and a terminal state leads to an absorbing state: an
 input of Q of its own, whose next state it is itself. In the replay's terms it counts as
-1 / (1 - gamma) steps for each end in the batch.
+1 / (1 - gamma) steps for each end in the replay.
 
-Deviates from CleanIL: Q's output is in units of q_max; absorbing steps are weighted, not stored;
-sizes:
+Deviates from CleanIL: Q's output is in units of q_max; the absorbing state follows a terminal one
+and does not take its place; no noise is added to actions of mixed data in AWR (there 0.1), and the
+penalty takes those actions, not the policy's; sizes:
 
 |                           | here         | CleanIL          |
 |---------------------------|--------------|------------------|
@@ -46,7 +47,7 @@ from benchmark.runs import command_line
 
 
 @dataclass(frozen=True)
-class Config(op.SACConfig):
+class Config(op.OnlineConfig):
     hidden: tuple[int, ...] = (192, 192)
     batch_size: int = 128
     """transitions in a batch, half of them the expert's"""
@@ -66,10 +67,6 @@ class Config(op.SACConfig):
     """offline: largest weight of an action in the policy's loss"""
     gp_coef: float | None = None
     """offline: weight c of the gradient penalty; None: 10 for HalfCheetah, else 0"""
-    env_steps: int = 150_000
-    """online: environment steps, one gradient step each after the first `random_steps`"""
-    random_steps: int = 2_000
-    """online: steps of uniform actions before the first gradient step"""
     online_td_weight: float | None = None
     """online: weight w of the squared Bellman error; None: .5 for Hopper, else .2"""
     online_gp_coef: float = 10.0
@@ -98,14 +95,14 @@ def bound_loss(expert_q: torch.Tensor, policy_q: torch.Tensor, q_max: float) -> 
 
 
 def absorbing_share(terminated: torch.Tensor, gamma: float) -> float:
-    """Share of absorbing steps among a batch's: 1 / (1 - gamma) for each end in it."""
+    """Share of absorbing steps among a replay's: 1 / (1 - gamma) for each end in it."""
     absorbing = terminated.sum().item() / (1 - gamma)
     return absorbing / (len(terminated) + absorbing)
 
 
-def replay_term(policy_q: torch.Tensor, absorbing_q: torch.Tensor, share: float) -> torch.Tensor:
-    """Mean Q over a replay whose steps are, in this share, absorbing."""
-    return (1 - share) * policy_q.mean() + share * absorbing_q.mean()
+def replay_term(ordinary: torch.Tensor, absorbing: torch.Tensor, share: float) -> torch.Tensor:
+    """Mean over a replay whose steps are, in this share, absorbing."""
+    return (1 - share) * ordinary.mean() + share * absorbing.mean()
 
 
 # ---------------------------------------------------------------------------------------- networks
@@ -160,8 +157,9 @@ def offline_step(
 
 
 def online_step(
-    sac: op.SAC, expert: op.Batch, replay: op.Batch, config: Config, td_weight: float
+    sac: op.SAC, expert: op.Batch, replay: op.Batch, share: float, config: Config, td_weight: float
 ) -> dict[str, float]:
+    """`share`: of absorbing steps in the whole replay."""
     n = len(expert["obs"])
     both = op.concatenate(expert, replay)
     with torch.no_grad():
@@ -174,17 +172,17 @@ def online_step(
     values = sac.q.head(torch.cat([inputs, policy_inputs, sac.q.absorbing]))
     q_values, policy_q, absorbing_q = values.split([2 * n, 2 * n, 1], dim=1)
     expert_q = q_values[:, :n]
-    share = absorbing_share(replay["terminated"], config.gamma)
     replay_q = replay_term(policy_q[:, n:], absorbing_q, share)
     mix = config.expert_state_share
     lowered = mix * policy_q[:, :n].mean() + (1 - mix) * replay_q
-    td = bellman_error(q_values, torch.zeros(2 * n), next_values, config.gamma)
-    absorbing_td = (absorbing_q - config.gamma * absorbing_next).square().mean()
+    errors = (q_values - config.gamma * next_values).square()
+    absorbing_error = (absorbing_q - config.gamma * absorbing_next).square()
+    td = (errors[:, :n].mean() + replay_term(errors[:, n:], absorbing_error, share)) / 2
     penalty = op.gradient_penalty(
         sac.q.head, inputs[:n], policy_inputs[n:], config.q_max, critics=2
     )
     loss = (1 - td_weight) * (lowered - expert_q.mean()) + config.online_gp_coef * penalty
-    loss = loss + td_weight * (td + share * absorbing_td)
+    loss = loss + td_weight * td
     op.gradient_step(sac.q_optimizer, loss)
     report = op.actor_step(sac, both["obs"])
     op.polyak_update(sac.q_target, sac.q, config.tau)
@@ -237,7 +235,8 @@ def train_online(config: Config, task: op.Task) -> irl.Training:
         report = {}
         if step > config.random_steps:
             expert, replay = op.sample(task.expert, half), buffer.sample(half)
-            report = online_step(sac, expert, replay, config, td_weight)
+            share = absorbing_share(buffer.columns_so_far()["terminated"], config.gamma)
+            report = online_step(sac, expert, replay, share, config, td_weight)
         log.add(step, report, explorer.returns)
     sac.actor.fit_evaluation_noise(task.expert["obs"])
     return irl.Training(sac.actor, rows=log.rows)

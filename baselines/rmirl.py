@@ -16,7 +16,7 @@ between those of SAC on r and of r on E_expert r - E_imagined r.
 
 Deviates from the paper: the likelihood's gradient by transitions and not by discounted
 trajectories; a gradient penalty on r; advantages normalised to mean 0 and standard deviation 1 in a
-batch. From CleanIL, too: 15,000 gradient steps in place of 1M, a fifth of its imagined transitions;
+batch. From CleanIL, too: 15,000 gradient steps in place of 1M (sizes: modelbased.py);
 the actor starts as a BC clone and its loss holds the expert's likelihood (modelbased.anchored_loss;
 --bc-weight 0 --bc-steps 0 is without both); ends cost (modelbased.RewardNetwork); the reward sees
 rollouts from the expert's states alone.
@@ -101,7 +101,7 @@ def turn_model(learner: Learner, optimizer: torch.optim.Optimizer, config: Confi
 def train(config: Config, task: Task) -> irl.Training:
     learner = Learner(config, task)
     model_optimizer = adam(learner.ensemble.parameters(), config.model_lr)
-    log = Log(online=False)
+    log = Log(online=False, total=config.steps)
     for step in progress(config.steps, f"rmirl {task.args.env}", "step"):
         report = {}
         if (step - 1) % config.rollout_every == 0:
