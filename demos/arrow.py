@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demos.columns import Options, check_size, note_counts, read_json
+from demos.columns import Options, check_size, note_counts, read_json, whole_episodes
 from demos.transitions import DemoError, Episode, Rows, float32, plural
 
 FRAMES_PER_SECOND = 20  # LeRobot wants one; nothing here depends on it
@@ -46,8 +46,7 @@ def read_imitation(path: Path, options: Options) -> tuple[Rows, None]:
         raise DemoError(
             f"{path}: trajectory {i} has {counts[i]} obs and {lengths[i]} acts; expected T+1 and T"
         )
-    at = np.arange(len(acts)) + np.repeat(np.arange(len(lengths)), lengths)
-    columns = {"obs": obs[at], "next_obs": obs[at + 1], "acts": acts, "lengths": lengths}
+    columns = {"acts": acts}
     if "rews" in table.column_names:
         rewards, steps = trajectories(path, "rews", table)
         if not np.array_equal(steps, lengths):
@@ -67,13 +66,11 @@ def read_imitation(path: Path, options: Options) -> tuple[Rows, None]:
         at_limit = np.zeros(len(acts), bool)
         at_limit[last] = limits[lengths > 0]
         columns["TimeLimit.truncated"] = at_limit & done
-    rows = Rows(path, columns)
+    rows = whole_episodes(path, obs, lengths, columns)
     rows.names["done"] = "terminal"
     known = {"obs", "acts", "rews", "terminal", "infos"}
     if unread := sorted(set(table.column_names) - known):
         rows.note(f"not read: {', '.join(unread)}")
-    if empty := int((lengths == 0).sum()):
-        rows.note(f"{plural(empty, 'trajectory')} without a step left out")
     return rows, None
 
 
@@ -239,6 +236,8 @@ def read_lerobot(path: Path, options: Options) -> tuple[Rows, np.ndarray]:
         raise DemoError(f"{path}: key '{odd[0]}' has different shapes in its files; expected one")
     joined = {name: np.concatenate([part[name] for part in parts]) for name in needed}
     columns = {ours: joined[name] for name, ours in names.items() if name in joined}
+    for key in columns.keys() & {"episode_index", "frame_index", "next.done"}:
+        columns[key] = columns[key].reshape(-1)  # some store lists of one
     if obs_keys:
         vectors = [joined[k].reshape(len(joined[k]), -1) for k in obs_keys]
         columns["obs"] = np.concatenate([float32(x, f"{path}: key") for x in vectors], 1)

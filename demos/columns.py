@@ -16,11 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from demos.transitions import ALL_NAMES, NAMES, DemoError, Rows, float32, plural, whole_lengths
+from demos.transitions import (
+    ALL_NAMES,
+    NAMES,
+    DemoError,
+    Note,
+    Rows,
+    float32,
+    plural,
+    whole_lengths,
+)
 
 MAX_BYTES = 256 * 2**20  # of arrays that are read from one dataset
 MAX_JSON = 16 * 2**20  # of a file of metadata
 MAX_NAMED = 12  # names listed in a message
+FLAGS = ("terminated", "truncated", "done", "limit", "going")  # of an episode's last row
 OBS_PREFIXES = tuple(f"{name}{dot}" for name in NAMES["obs"] for dot in "/.")
 
 
@@ -48,10 +58,16 @@ class Shape:
     shape: tuple[int, ...]
     dtype: np.dtype
     plain: bool = True
+    piece: int = 0  # bytes that are read at once: a chunk, which may be larger than the array
 
     @property
     def size(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def memory(shapes: Sequence[Shape]) -> int:
+    """Bytes that it takes to read these arrays, one after another."""
+    return max([sum(shape.size for shape in shapes), *(shape.piece for shape in shapes)])
 
 
 def check_size(path: Path, size: int, max_bytes: int) -> None:
@@ -87,7 +103,7 @@ def read_columns(
             f"{path}: key '{lost[0]}' is pickled, elsewhere or no numbers; expected vectors"
         )
     keys = [key for key in keys if shapes[key].plain]
-    check_size(path, sum(shapes[key].size for key in keys), options.max_bytes)
+    check_size(path, memory([shapes[key] for key in keys]), options.max_bytes)
     arrays = load(keys)
     if chosen:
         data = {k: x for k, x in arrays.items() if k not in chosen and k not in following}
@@ -150,7 +166,7 @@ def side_by_side(path: Path, keys: Sequence[str], arrays: Mapping[str, np.ndarra
 def with_last_observations(rows: Rows) -> Rows:
     """Rows of a file that has T+1 observations for T actions, episode after episode, and lengths.
 
-    Transition t of episode e starts at row t + e of obs. `terminated` has a flag an episode.
+    `terminated` and the other flags have one an episode.
     """
     data = rows.data
     if not {"obs", "acts", "lengths"} <= set(data):
@@ -158,27 +174,49 @@ def with_last_observations(rows: Rows) -> Rows:
     if not is_own(data["obs"].shape, data["acts"].shape, data["lengths"].shape):
         return rows
     lengths = whole_lengths(rows, len(data["acts"]))
-    at = np.arange(len(data["acts"])) + np.repeat(np.arange(len(lengths)), lengths)
-    columns = {k: data[k] for k in ("acts", "lengths", "rewards") if k in data}
-    columns |= {"obs": data["obs"][at], "next_obs": data["obs"][at + 1]}
+    columns = {k: data[k] for k in ("acts", "rewards") if k in data}
+    new = whole_episodes(rows.where, data["obs"], lengths, columns, rows.notes)
     last = np.cumsum(lengths) - 1
-    flagged = next((k for k in ("terminated", "done", "truncated") if k in data), None)
-    new = Rows(rows.where, columns, rows.notes, whole=True)
-    if flagged is None:
+    if not set(FLAGS) & set(data):
         new.note("no key terminated: every episode is taken as cut off, not as terminal")
-    for ours in ("terminated", "truncated", "done"):
+    for ours in FLAGS:
         if ours in data:
             new.add(ours, rows.names[ours], per_row(rows, ours, lengths, last))
-    if empty := int((lengths == 0).sum()):
-        new.note(f"{plural(empty, 'episode')} without a step left out")
+    note_unread(new.notes, [rows], ("obs", "acts", "rewards", "lengths", *FLAGS))
     return new
+
+
+def whole_episodes(
+    where: Path,
+    obs: np.ndarray,
+    lengths: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    notes: Sequence[Note] = (),
+) -> Rows:
+    """Rows of episodes with T+1 observations each, one after another, and columns of T.
+
+    Transition t of episode e starts at row t + e of obs.
+    """
+    at = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
+    pairs = {"obs": obs[at], "next_obs": obs[at + 1], "lengths": lengths}
+    rows = Rows(where, {**columns, **pairs}, list(notes), whole=True)
+    if empty := int((lengths == 0).sum()):
+        rows.note(f"{plural(empty, 'episode')} without a step left out")
+    return rows
+
+
+def note_unread(notes: list[Note], parts: Sequence[Rows], used: Sequence[str]) -> None:
+    """Lists the columns of known names that a reader does not use."""
+    unread = {part.names[ours] for part in parts for ours in part.data if ours not in used}
+    if unread:
+        notes.append(Note(f"not read: {listed(sorted(unread))}"))
 
 
 def per_row(rows: Rows, ours: str, lengths: np.ndarray, last: np.ndarray) -> np.ndarray:
     """A flag an episode as a flag a row, on the episode's last."""
     x = rows.data[ours]
     if x.size == len(last) and max(x.shape, default=0) == x.size:
-        out = np.zeros(int(lengths.sum()), x.dtype)
+        out = np.full(int(lengths.sum()), ours == "going").astype(x.dtype)
         out[last[lengths > 0]] = x.reshape(-1)[lengths > 0]
         return out
     raise rows.error(ours, f"has shape {x.shape}; expected ({len(last)},), a flag an episode")

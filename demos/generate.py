@@ -443,7 +443,8 @@ def record_mixed(args: Config) -> dict:
     else:
         policies = mixed_policies(replace(args, out=folder), expert_return)
     data, returns = mixed.record(args.env, policies, folder)
-    mixed.write_data(path.with_suffix(".npz"), data)
+    with replacing(path.with_suffix(".npz")) as temporary:
+        temporary.write_bytes(data)
     for policy, values in zip(policies, returns):
         policy |= {
             "episodes": len(values),
@@ -498,6 +499,12 @@ def main(args: Config) -> None:
         raise DemoError(f"--env {args.env}: no recipe; expected one of {', '.join(RECIPES)}")
     if not 0 <= args.seed <= MAX_SEED:  # what NumPy's old generator and SB3's environments take
         raise DemoError(f"--seed {args.seed}: expected 0 to {MAX_SEED}")
+    if not 0 <= args.noise < np.inf:
+        raise DemoError(f"--noise {args.noise}: expected a standard deviation, 0 or more")
+    for name in ("episodes", "eval_every", "eval_episodes", "finalists"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise DemoError(f"--{flag} {getattr(args, name)}: expected 1 or more")
     weights = HERE / f"{args.env}.expert.npz"
     if args.mixed and args.bank:
         raise DemoError("--mixed and --bank: expected one of them")

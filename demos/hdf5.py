@@ -16,16 +16,28 @@ from pathlib import Path
 import numpy as np
 
 from demos.columns import (
-    MAX_BYTES,
+    FLAGS,
     Options,
     Shape,
     check_size,
+    memory,
     note_counts,
+    note_unread,
     read_columns,
     read_json,
+    whole_episodes,
     with_last_observations,
 )
-from demos.transitions import ALL_NAMES, DemoError, Episode, Note, Rows, plural, to_transitions
+from demos.transitions import (
+    ALL_NAMES,
+    NAMES,
+    DemoError,
+    Episode,
+    Note,
+    Rows,
+    plural,
+    to_transitions,
+)
 
 
 # --------------------------------------------------------------------------------------- HDF5
@@ -55,13 +67,11 @@ def is_group(group, name: str) -> bool:
 
 
 def hdf5_shape(dataset) -> Shape:
-    """`plain`: numbers that are stored in this file, in pieces that fit into memory."""
+    """`plain`: numbers that are stored in this file. A piece of it (a chunk) is read whole."""
     here = dataset.shape is not None and not dataset.is_virtual and not dataset.external
     shape = dataset.shape if here else ()
     piece = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
-    return Shape(
-        shape, dataset.dtype, here and dataset.dtype.kind in "biufcS" and piece < MAX_BYTES
-    )
+    return Shape(shape, dataset.dtype, here and dataset.dtype.kind in "biufcS", piece)
 
 
 def arrays_in(group, depth: int = 1, prefix: str = "") -> dict:
@@ -110,13 +120,13 @@ def write_d4rl(path: Path, episodes: Sequence[Episode]) -> None:
 
 
 def stacked(parts: Sequence[Rows], columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of several episodes after one another."""
+    """Columns of several episodes after one another, under the first of their names."""
     out = {}
     for key in columns:
         shapes = {part.data[key].shape[1:] for part in parts}
         if len(shapes) > 1:
             raise parts[0].error(key, f"has rows of shapes {sorted(shapes)}; expected one shape")
-        out[key] = np.concatenate([part.data[key] for part in parts])
+        out[NAMES[key][0]] = np.concatenate([part.data[key] for part in parts])
     return out
 
 
@@ -124,8 +134,8 @@ def read_groups(path: Path, groups: Mapping[str, object], options: Options) -> l
     """The episodes of a file with an HDF5 group for each, as rows of their own."""
     datasets = {name: arrays_in(group) for name, group in groups.items()}
     shapes = {name: {k: hdf5_shape(d) for k, d in ds.items()} for name, ds in datasets.items()}
-    sizes = [s.size for of in shapes.values() for k, s in of.items() if used(k, options.obs_keys)]
-    check_size(path, sum(sizes), options.max_bytes)
+    read = [s for of in shapes.values() for k, s in of.items() if used(k, options.obs_keys)]
+    check_size(path, memory(read), options.max_bytes)
     parts = []
     for name, of in datasets.items():
 
@@ -165,12 +175,12 @@ def read_robomimic(path: Path, options: Options) -> tuple[Rows, None]:
         keys = tuple(k if k.startswith("obs/") else f"obs/{k}" for k in options.obs_keys)
         parts = read_groups(path, groups, Options(keys, options.max_bytes))
         split = is_group(f, "mask")
-    keys = ("obs", "acts", "next_obs", "rewards", "done", "terminated", "truncated")
-    always = in_all(parts, keys)
+    always = in_all(parts, ("obs", "acts", "next_obs", "rewards", *FLAGS))
     check_steps(parts, always)
     lengths = np.array([len(part.data["acts"]) for part in parts])
     columns = stacked(parts, always) | {"lengths": lengths}
     notes = joined_notes(parts)
+    note_unread(notes, parts, always)
     if split:
         notes.append(Note("the group mask, a split of the demos, is not read: all of them are"))
     if "done" in columns:
@@ -292,15 +302,11 @@ def read_minari(path: Path, options: Options) -> tuple[Rows, None]:
             shapes = f"{len(part.data['obs'])} observations, {len(part.data['acts'])} actions"
             raise DemoError(f"{part.where}: has {shapes}; expected T+1 and T")
     lengths = np.array([len(part.data["acts"]) for part in parts])
-    columns = stacked(parts, always)
-    columns["lengths"] = lengths
+    notes = joined_notes(parts)
+    note_unread(notes, parts, ("obs", *always))
     obs = stacked(parts, ["obs"])["obs"]
-    at = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
-    columns["obs"], columns["next_obs"] = obs[at], obs[at + 1]
-    rows = Rows(path, columns, joined_notes(parts), whole=True)
+    rows = whole_episodes(path, obs, lengths, stacked(parts, always), notes)
     note_counts(rows, "metadata.json", metadata, ("total_episodes", "total_steps"), lengths)
-    if empty := int((lengths == 0).sum()):
-        rows.note(f"{plural(empty, 'episode')} without a step left out")
     return rows, None
 
 

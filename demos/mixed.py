@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -30,9 +29,10 @@ from tqdm import tqdm
 
 from custom_irl import UserError, read_npz, sha256
 from demos.expert import Expert, play
-from demos.formats import DemoError, Episode
+from demos.formats import DemoError, Episode, replacing, to_transitions
 
 FOLDER = Path(__file__).resolve().parent / "mixed"
+KEYS = ("obs", "acts", "next_obs", "terminated")
 TRANSITIONS = 25_000  # of each policy
 FIRST_SEED = 60_000  # of the episodes' resets; the other purposes end below (demos/generate.py)
 
@@ -68,16 +68,8 @@ def record_policy(
 
 def rows_of(episodes: list[Episode]) -> dict[str, np.ndarray]:
     """The first TRANSITIONS of the episodes."""
-    terminated = [np.zeros(len(e.acts), bool) for e in episodes]
-    for flags, episode in zip(terminated, episodes):
-        flags[-1] = episode.terminated
-    columns = {
-        "obs": [e.obs[:-1] for e in episodes],
-        "acts": [e.acts for e in episodes],
-        "next_obs": [e.obs[1:] for e in episodes],
-        "terminated": terminated,
-    }
-    return {key: np.concatenate(parts)[:TRANSITIONS] for key, parts in columns.items()}
+    flat = to_transitions(episodes)
+    return {key: flat[key][:TRANSITIONS] for key in KEYS}
 
 
 def record(env_id: str, policies: list[dict], folder: Path) -> tuple[bytes, list[np.ndarray]]:
@@ -104,16 +96,6 @@ def record(env_id: str, policies: list[dict], folder: Path) -> tuple[bytes, list
     buffer = BytesIO()
     np.savez(buffer, **arrays)  # not compressed: the bytes of zlib's versions differ
     return buffer.getvalue(), returns
-
-
-def write_data(path: Path, content: bytes) -> None:
-    """Under a temporary name of this process: several runs may record at once."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_card(path: Path, env_id: str) -> dict:
@@ -153,14 +135,14 @@ def load_mixed(env_id: str, folder: Path = FOLDER) -> dict[str, np.ndarray]:
         print(f"{path}: recording it, once", file=sys.stderr)
         content, _ = record(env_id, card["policies"], folder)
         refuse_other(path, hashlib.sha256(content).hexdigest(), card)
-        write_data(path, content)
+        with replacing(path) as temporary:  # named after this process: several may record at once
+            temporary.write_bytes(content)
     refuse_other(path, sha256(path), card)
-    keys = ("obs", "acts", "next_obs", "terminated")
     try:
-        data = read_npz(path, keys)
+        data = read_npz(path, KEYS)
     except UserError as error:
         raise DemoError(str(error)) from None
-    return {key: np.asarray(data[key], np.float32) for key in keys}
+    return {key: np.asarray(data[key], np.float32) for key in KEYS}
 
 
 def refuse_other(path: Path, digest: str, card: dict) -> None:

@@ -260,6 +260,8 @@ def read_ends(rows: Rows, n: int) -> Ends:
     done = combined_done(rows, n)
     terminated, truncated = flags(rows, "terminated", n), flags(rows, "truncated", n)
     limit = flags(rows, "limit", n)
+    if truncated is not None and limit is not None and (limit & ~truncated).any():
+        raise conflict(rows, "limit", "truncated", np.flatnonzero(limit & ~truncated))
     if truncated is None and limit is not None and terminated is not None:
         if (limit & terminated).any():
             raise conflict(rows, "limit", "terminated", np.flatnonzero(limit & terminated))
@@ -486,7 +488,21 @@ def to_episodes(rows: Rows, sources: np.ndarray | None = None) -> list[Episode]:
         cut = np.r_[True, frame[1:] != frame[:-1] + 1]
         if cut.sum() > 1:
             table = table.ordered(np.arange(n), cut)
+    check_groups(table)
     return from_frames(table) if next_obs is None else from_transitions(table)
+
+
+def check_groups(table: Table) -> None:
+    """DemoError where a flag ends an episode before lengths, ends or the rows' numbers do."""
+    rows, group = table.rows, table.starts.group
+    key = next((ours for ours in ("episode", "lengths", "ends") if ours in rows.data), None)
+    in_order = table.next_obs is None or key != "episode" or "frame" in rows.data
+    if key is None or rows.whole or not in_order:
+        return
+    early = np.flatnonzero(table.ends.ended[:-1] & (group[1:] == group[:-1]))
+    if len(early):
+        flag = next(k for k in ("done", "terminated", "truncated", "limit") if k in rows.names)
+        raise conflict(rows, flag, key, table.source[early])
 
 
 def read_rewards(rows: Rows, n: int) -> np.ndarray | None:
@@ -586,6 +602,7 @@ def from_frames(table: Table) -> list[Episode]:
         )
     skip = ignored_resets(table, start)
     episodes = []
+    tails = []
     left_out = []
     for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist()):
         a += int(skip[a])
@@ -595,6 +612,10 @@ def from_frames(table: Table) -> list[Episode]:
             continue
         final = rows.last_row_is_observation and bool(terminated[b - 1])
         episodes.append(table.episode(slice(a, b - 1), table.obs[b - 1 : b], final))
+        tails.append(b - 1)
+    if ends.combined:
+        check_hidden_limits(table, episodes)
+        episodes = recognise_limits(table, episodes, np.array(tails, int))
     if left_out:
         rows.note(
             f"no next_obs: the last transition of each of {len(bounds) - 1} episodes is left out",
@@ -604,11 +625,32 @@ def from_frames(table: Table) -> list[Episode]:
     return episodes
 
 
+def check_hidden_limits(table: Table, episodes: list[Episode]) -> None:
+    """DemoError where a done that alone says where episodes end seems to mark deaths only: a step
+    within an episode is a jump, as from a time limit to the next start."""
+    if table.starts.known or table.rows.last_row_is_observation or not episodes:
+        return
+    strange = jumps(episodes)
+    if len(strange):
+        raise DemoError(
+            f"{table.rows.where}: '{table.rows.names['done']}' does not mark"
+            f" {plural(len(strange), 'place')} where obs jumps as from one episode to the next;"
+            " expected time limits too: truncated or timeouts (0 if there are none), or next_obs"
+        )
+
+
 def check_actions(table: Table, firsts: np.ndarray) -> None:
     """DemoError where each row seems to hold the action before it (as Dreamer and dm_env do): it is
     0 in the first row of every episode and in no other."""
     idle = ~table.acts.any(1)
-    if len(firsts) > 1 and idle[firsts].all() and idle.sum() == len(firsts) < len(idle):
+    if not (idle[firsts].all() and idle.sum() == len(firsts) < len(idle)):
+        return
+    if len(firsts) == 1:
+        table.rows.note(
+            "actions are 0 in the first row alone: stored with the observation that they led to?",
+            table.source[firsts],
+        )
+    else:
         raise DemoError(
             f"{table.rows.where}: actions are 0 in the first row of each of {len(firsts)} episodes"
             " and in no other, as if stored with the observation that they led to; expected each"
@@ -647,23 +689,24 @@ def resets_on_next_step(table: Table, after: np.ndarray, legs, steps: np.ndarray
     row, each (m, obs_dim); one of the two is the jump to a fresh start. steps: usual changes.
     """
     rewards = table.rewards
+    by_rewards = None
     if rewards is not None:
         if (rewards[after] != 0).any():
             return False
         others = np.ones(len(rewards), bool)
         others[after] = False
         if others.any() and (rewards[others] != 0).mean() > 0.5:
-            return True
+            by_rewards = True
     if len(steps) < 5:
-        return None
+        return by_rewards
     usual = np.quantile(np.abs(steps), 0.95, axis=0)
     moving = usual > 0
     if not moving.any():
-        return None
+        return by_rewards
     first, second = ((np.abs(leg[:, moving]) / usual[moving]).max(1) for leg in legs)
     share = float((second > first).mean())
     clear = max(np.median(first), np.median(second)) > 2 * min(np.median(first), np.median(second))
-    return (share > 0.5) if clear and (share >= 0.8 or share <= 0.2) else None
+    return (share > 0.5) if clear and (share >= 0.8 or share <= 0.2) else by_rewards
 
 
 def note_interleaving(table: Table) -> None:
@@ -775,16 +818,26 @@ def without_resets(table: Table) -> np.ndarray:
 
 
 def reset_rows(table: Table, ended: np.ndarray) -> np.ndarray:
-    """For each row of `ended` a row whose obs is its next_obs, a neighbour if it can be, or -1."""
+    """For each row of `ended` a row whose obs is its next_obs, a neighbour if it can be, or -1.
+
+    Observations may repeat (grids, an object at rest): a row that a step led to is no follower,
+    except for neighbours, if half of the ends have theirs.
+    """
     n = len(table.obs)
     follower = np.full(len(ended), -1)
+    keys_of_obs = row_keys(table.obs)
+    going = np.delete(table.next_obs, ended, axis=0)
+    first = ~np.isin(keys_of_obs, row_keys(going))
     near = ended[ended + 1 < n]
     equal = rows_equal(table.next_obs[near], table.obs[near + 1])
+    if 2 * equal.sum() < len(near):
+        equal &= first[near + 1]
     follower[: len(near)][equal] = near[equal] + 1
     rest = np.flatnonzero(follower < 0)
-    if len(rest):
-        keys_of_obs, keys = row_keys(table.obs), row_keys(table.next_obs[ended[rest]])
-        by_key = np.argsort(keys_of_obs, kind="stable")
+    if len(rest) and first.any():
+        keys = row_keys(table.next_obs[ended[rest]])
+        by_key = np.flatnonzero(first)
+        by_key = by_key[np.argsort(keys_of_obs[first], kind="stable")]
         # The last of the rows with that key: one that lies after the end, if any does.
         candidate = by_key[np.searchsorted(keys_of_obs[by_key], keys, side="right") - 1]
         hit = rows_equal(table.obs[candidate], table.next_obs[ended[rest]])

@@ -9,6 +9,8 @@ x1, y1, z1, x2, y2, z2), for `python -m mbirl --demos FILE`:
     python -m mbirl.demos --seed 1 --out demos.csv
 """
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,8 @@ def place(config: DemoConfig) -> torch.Tensor:
         raise UserError(f"--horizon {config.horizon}: expected an even number of at least 4")
     if min(config.n_train, config.n_test) < 1:
         raise UserError("--n-train and --n-test: expected at least 1")
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed}: expected 0 or more")
     rng = np.random.default_rng(config.seed)
     half = config.horizon // 2
     start = keypoints(PUSHER, torch.tensor(config.start, dtype=torch.float64)).numpy()
@@ -97,22 +101,29 @@ def write_demos(path: Path, demos: torch.Tensor) -> None:
 
 
 def read_demos(path: Path, config: DemoConfig) -> torch.Tensor:
-    """Demonstrations (n_train + n_test, T, 6) from CSV; UserError naming what was expected."""
+    """Demonstrations (n_train + n_test, T, 6) from CSV, in the order of demo and t = 0 to T-1;
+    UserError naming what was expected."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a CSV of demonstrations")
+    columns = ["demo", "t", *COLUMNS]
     try:
-        frame = pd.read_csv(path)
-        values = frame[COLUMNS].to_numpy(np.float32)
-        lengths = frame.groupby("demo").size()
+        frame = pd.read_csv(path)[columns].astype(float)
     except (KeyError, ValueError) as error:
-        columns = ", ".join(["demo", "t", *COLUMNS])
-        raise UserError(f"{path}: expected numbers in the columns {columns} ({error})") from None
-    for demo, length in lengths.items():
-        if length != config.horizon:
-            raise UserError(f"{path}: demo {demo} has {length} states; expected {config.horizon}")
+        expected = f"expected numbers in the columns {', '.join(columns)}"
+        raise UserError(f"{path}: {expected} ({error})") from None
+    if not np.isfinite(frame.to_numpy()).all():
+        raise UserError(f"{path}: NaN or infinity; expected finite numbers in {', '.join(columns)}")
+    frame = frame.sort_values(["demo", "t"])
+    steps = frame.groupby("demo")["t"]
+    for demo, t in steps:
+        if len(t) != config.horizon:
+            raise UserError(f"{path}: demo {demo:g} has {len(t)} states; expected {config.horizon}")
+        if not np.array_equal(t, np.arange(config.horizon)):
+            raise UserError(f"{path}: demo {demo:g}: expected t from 0 to {config.horizon - 1}")
     n = config.n_train + config.n_test
-    if len(lengths) != n or not np.isfinite(values).all():
-        raise UserError(f"{path}: {len(lengths)} demonstrations; expected {n} of finite numbers")
+    if steps.ngroups != n:
+        raise UserError(f"{path}: {steps.ngroups} demonstrations; expected {n}")
+    values = frame[COLUMNS].to_numpy(np.float32)
     demos = torch.as_tensor(values).view(n, config.horizon, len(COLUMNS))
     start = keypoints(PUSHER, torch.tensor(config.start))
     if (demos[:, 0] - start).abs().max() > 1.0:
@@ -123,9 +134,22 @@ def read_demos(path: Path, config: DemoConfig) -> torch.Tensor:
 @dataclass(frozen=True)
 class Args(DemoConfig):
     out: Path = Path("demos.csv")
-    """file to write"""
+    """file to write, which must not exist"""
+
+
+def main(flags: list[str] | None = None) -> None:
+    """The command line: bad input ends in one line and exit status 1."""
+    args = tyro.cli(Args, args=flags, description=__doc__)
+    try:
+        demos = place(args)
+        if os.path.lexists(args.out):
+            raise UserError(f"{args.out}: exists; expected a new name, nothing is overwritten")
+        write_demos(args.out, demos)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {args.out}: cannot be written ({error.strerror})")
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args, description=__doc__)
-    write_demos(args.out, place(args))
+    main()

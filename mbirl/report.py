@@ -37,7 +37,7 @@ def label(method: str, detach_state: bool, visual: bool) -> str:
     words = {"mbirl": "MBIRL", "apprenticeship": "apprenticeship learning", "none": "nothing"}[
         method
     ]
-    words += ", state detached (published code)" if detach_state else ""
+    words += ", state detached (code behind the published figure)" if detach_state else ""
     return words + (", detected keypoints" if visual else "")
 
 
@@ -48,8 +48,14 @@ def span(values: pd.Series, digits: int) -> str:
 
 def verdicts(frame: pd.DataFrame) -> list[str]:
     """The bars of the comparison, each with its mean over seeds and how many seeds meet it."""
-    own = frame[(frame.method == "mbirl") & ~frame.detach_state & ~frame.visual].set_index("seed")
-    of = {cost: rows for cost, rows in own.groupby("cost")}
+
+    def by_cost(method: str) -> dict[str, pd.DataFrame]:
+        rows = frame[(frame.method == method) & ~frame.detach_state & ~frame.visual]
+        return {cost: group for cost, group in rows.set_index("seed").groupby("cost")}
+
+    of = by_cost("mbirl")
+    others = by_cost("apprenticeship")
+    default = by_cost("none")["default"]
     rows = ["| target | mean | seeds that meet it | the mean |", "|---|---|---|---|"]
 
     def judge(text: str, values: pd.Series, bar: float) -> None:
@@ -66,6 +72,11 @@ def verdicts(frame: pd.DataFrame) -> list[str]:
     text = "rbf better than timedep, and that no worse than weighted, on 4 of 5 seeds"
     met = mark(ordered.sum() >= 0.8 * len(ordered))
     rows.append(f"| {text} | | {ordered.sum()} of {len(ordered)} | {met} |")
+    for cost, own in of.items():
+        text = f"{cost}: L_IRL over that of the default cost below 1"
+        judge(text, own.test_loss / default.test_loss, 1.0)
+        text = f"{cost}: L_IRL over that of apprenticeship learning below 1"
+        judge(text, own.test_loss / others[cost].test_loss, 1.0)
     seen = frame[frame.visual].set_index("seed")
     if len(seen):
         error = seen.keypoint_error_median_px.iloc[0]

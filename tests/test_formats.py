@@ -34,8 +34,7 @@ from demos.formats import (
     to_transitions,
     write,
 )
-
-SUFFIX = {"irl": ".npz", "flat": ".npz", "d4rl": ".hdf5", "robomimic": ".hdf5"}
+from tests.fuzz_demos import SUFFIX, Harmful
 
 
 def make_episodes(
@@ -126,6 +125,28 @@ def test_what_is_written_is_recognised_and_read_again(tmp_path, name, action_dim
         for key, array in pack(episodes).items():
             if key not in lost:
                 np.testing.assert_array_equal(own[key], array)
+
+
+def grid_walks(lengths, seed=0) -> list[Episode]:
+    """Steps on a grid of 5 x 5, where observations repeat within and between episodes."""
+    rng = np.random.default_rng(seed)
+    moves = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
+    episodes = []
+    for i, n in enumerate(lengths):
+        acts = moves[rng.integers(4, size=n)]
+        obs = [rng.integers(0, 5, 2).astype(np.float32)]
+        for act in acts:
+            obs.append(np.clip(obs[-1] + act, 0, 4))
+        episodes.append(Episode(np.array(obs), acts, bool(i % 2), np.ones(n, np.float32)))
+    return episodes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_observations_that_repeat_survive_every_format(tmp_path, name):
+    episodes = grid_walks([30, 17, 30, 22, 9, 30] * 4)
+    write(name, path_for(name, tmp_path), episodes)
+    lost = ("terminated",) if name == "lerobot" else ()
+    assert_same(episodes, read(path_for(name, tmp_path)), but=lost)
 
 
 @settings(max_examples=40, deadline=None)
@@ -286,6 +307,9 @@ def test_lerobot_frames_after_one_that_is_done_are_refused(tmp_path):
     with_column(next(tmp_path.glob("wrong/data/*/*.parquet")), "next.done", np.roll(last, 1))
     with pytest.raises(DemoError, match=r"'next.done' is 1 in 2 rows before .*first: episode 0"):
         read(tmp_path / "wrong")
+    write("lerobot", tmp_path / "lists", make_episodes((4, 3)))
+    with_column(next(tmp_path.glob("lists/data/*/*.parquet")), "next.done", last[:, None].tolist())
+    assert [len(e.acts) for e in read(tmp_path / "lists")] == [4, 3]
 
 
 def test_lerobot_files_of_two_versions_are_refused(tmp_path):
@@ -402,6 +426,8 @@ DELAYED = np.concatenate([np.r_[np.zeros((1, 2)), e.acts[:-1]] for e in EPISODES
         ({"is_first": starts_from(ENDED), "actions": DELAYED}, "with the observation that they"),
         ({"episode_starts": [1, 7, 11]}, "'episode_starts' does not begin with row 0"),
         ({"lengths": [6, 4, 5], "episode_ends": [7, 11, 15]}, "'lengths' and 'episode_ends' contr"),
+        ({"dones": ENDED, "lengths": [7, 3, 5]}, "'dones' and 'lengths' contradict .* is row 5"),
+        ({"dones": ENDED, "traj_id": np.repeat([1, 2], (7, 8))}, "'dones' and 'traj_id' contrad"),
         ({"observations": FLAT["obs"][:, :2].T, "actions": FLAT["acts"].T}, "transposed"),
         ({"dones": ENDED, "actions": np.ones((15, 1), int)}, "discrete; expected vectors"),
     ],
@@ -429,7 +455,34 @@ def test_episodes_stored_whole_keep_their_last_transitions(tmp_path):
     lengths, truncated = np.array([4, 4, 4]), np.ones(3, bool)
     acts = np.ones((12, 1), np.float32)
     save(path, obs=np.concatenate(parts), acts=acts, lengths=lengths, truncated=truncated)
-    assert [len(e.acts) for e in read(path)] == [4, 4, 4]
+    for name in ("irl", "imitation", "minari"):
+        path = path if name == "irl" else tmp_path / name
+        if name != "irl":
+            write(name, path, [Episode(obs, np.ones((4, 1), np.float32), False) for obs in parts])
+        assert [len(e.acts) for e in read(path)] == [4, 4, 4]
+
+
+def test_every_flag_of_episodes_stored_whole_is_used_or_listed(tmp_path):
+    arrays = {k: x for k, x in pack(EPISODES).items() if k != "terminated"}
+    limits = {"dones": [1, 1, 1], "TimeLimit.truncated": [1, 0, 1]}
+    assert_same(EPISODES, read(save(tmp_path / "limits.npz", **arrays, **limits)))
+    masks = read(save(tmp_path / "masks.npz", **arrays, masks=[1, 0, 1], steps=np.arange(15)))
+    assert_same(EPISODES, masks)
+    assert "not read: steps" in notes_of(masks)
+    robot = tmp_path / "robot.hdf5"
+    write("robomimic", robot, EPISODES)
+    write("minari", tmp_path / "minari", EPISODES)
+    with h5py.File(robot, "a") as f:
+        for i, demo in enumerate(f["data"].values()):
+            demo["TimeLimit.truncated"] = demo.pop("truncated")[()]
+            demo["episode_id"] = np.full(len(demo["actions"]), i)
+            del demo["terminated"]
+    assert_same(EPISODES, read(robot))
+    assert "not read: episode_id" in notes_of(read(robot))
+    with h5py.File(tmp_path / "minari" / "data" / "main_data.hdf5", "a") as f:
+        for episode in f.values():
+            episode["infos/TimeLimit.truncated"] = np.zeros(len(episode["observations"]), bool)
+    assert "not read: infos/TimeLimit.truncated" in notes_of(read(tmp_path / "minari"))
 
 
 def test_a_dataset_is_written_wherever_the_command_stands(tmp_path, monkeypatch):
@@ -484,6 +537,29 @@ def test_rlds_holds_the_last_observation_in_the_row_with_is_last(tmp_path):
         tmp_path / "rlds.npz", observation=obs, action=acts, is_last=last, is_terminal=terminal
     )
     assert_same(EPISODES, read(path), but=("rewards",))
+    alone = read(save(tmp_path / "alone.npz", observation=obs, action=acts, is_last=last))
+    assert [e.terminated for e in alone] == [True] * 3
+    assert "'is_last' does not tell time limits from terminal states" in notes_of(alone)
+    twice = {"observation": np.r_[obs, obs[:7]], "action": np.r_[acts, acts[:7]]}
+    limits = read(save(tmp_path / "limits.npz", **twice, is_last=np.r_[last, last[:7]]))
+    assert [e.terminated for e in limits] == [False, True, True, False]
+
+
+def test_one_episode_with_actions_that_seem_delayed_is_said(tmp_path):
+    flags = {"is_first": np.arange(7) == 0, "is_last": np.arange(7) == 6}
+    obs, acts = EPISODES[0].obs, np.r_[np.zeros((1, 2), np.float32), EPISODES[0].acts]
+    path = save(tmp_path / "dreamer.npz", observation=obs, action=acts, **flags)
+    assert "stored with the observation that they led to?" in notes_of(read(path))
+
+
+def test_dones_of_deaths_alone_are_refused_without_next_obs(tmp_path):
+    """Time limits without a mark: the next episode's start would be joined to the last end."""
+    flat = to_transitions(walks((30, 20, 25, 28), terminated=(0, 2, 3)))
+    rows = {"obs": flat["obs"], "acts": flat["acts"], "dones": flat["terminated"]}
+    with pytest.raises(DemoError, match="'dones' does not mark 1 place where obs jumps"):
+        read(save(tmp_path / "deaths.npz", **rows))
+    whole = read(save(tmp_path / "whole.npz", **rows, timeouts=flat["truncated"]))
+    assert [len(e.acts) for e in whole] == [29, 19, 24, 27]
 
 
 @pytest.mark.parametrize(
@@ -543,6 +619,7 @@ def test_two_flags_together_say_both_kinds_of_ends(tmp_path, flags):
         {"dones": ENDED, "done": FLAT["terminated"]},
         {"terminals": ENDED, "terminated": FLAT["terminated"]},
         {"terminals": ENDED, "TimeLimit.truncated": FLAT["truncated"]},
+        {"timeouts": FLAT["truncated"], "TimeLimit.truncated": np.roll(FLAT["truncated"], 3)},
         {"terminals": FLAT["terminated"], "timeouts": FLAT["truncated"], "dones": ~ENDED},
         {"terminals": ENDED, "dones": FLAT["terminated"]},
         {"dones": ENDED, "masks": ENDED},
@@ -647,6 +724,15 @@ def test_a_reset_on_the_next_step_is_found_without_next_obs(tmp_path, rewards):
     demonstrations = read(save(tmp_path / "demos.npz", **columns))
     assert taken(demonstrations) <= taken(episodes)
     assert "3 transitions left out" in notes_of(demonstrations)
+
+
+def test_first_steps_without_reward_are_no_resets(tmp_path):
+    """As dm_env gives them: without next_obs, where the observation jumps decides."""
+    flat = to_transitions(walks((30, 20, 25, 28)))
+    flat["rewards"][[0, 30, 50, 75]] = 0
+    rows = {"obs": flat["obs"], "acts": flat["acts"], "rewards": flat["rewards"]}
+    demonstrations = read(save(tmp_path / "demos.npz", **rows, dones=flat["truncated"]))
+    assert [len(e.acts) for e in demonstrations] == [29, 19, 24, 27]
 
 
 @pytest.mark.parametrize("record", [same_step, lambda e: next_step(e, True)])
@@ -896,11 +982,6 @@ def test_what_is_no_demonstration_gets_one_line(tmp_path):
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
 
 
-class Harmful:
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
 def test_nothing_pickled_is_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     harmful = np.array([Harmful()] * 15, dtype=object)
@@ -937,6 +1018,13 @@ def test_sizes_are_checked_before_anything_is_read(tmp_path):
     source = ROOT / "demos" / "Hopper-v4.bank.npz"
     with pytest.raises(DemoError, match="expected at most 0 MiB"):
         read(source, max_bytes=1000)
+    with h5py.File(tmp_path / "chunk.hdf5", "w") as f:  # a chunk is read whole
+        f.create_dataset("observations", (10, 3), "f4", maxshape=(None, 3), chunks=(30_000_000, 3))
+        f.create_dataset("actions", (10, 1), "f4")
+        f["dones"] = np.arange(10) == 9
+    with pytest.raises(DemoError, match="343 MiB of arrays; expected at most 256 MiB"):
+        read(tmp_path / "chunk.hdf5")
+    assert len(read(tmp_path / "chunk.hdf5", max_bytes=2**30)) == 1
 
 
 def test_links_of_hdf5_to_other_files_are_not_followed(tmp_path):

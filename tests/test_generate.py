@@ -99,11 +99,15 @@ def test_the_bank_is_what_its_card_says(tmp_path, small, monkeypatch):
         ({"record_only": True}, "Hopper-v4.expert.npz: no such file; train the expert first"),
         ({"seed": 2**63}, r"--seed 9223372036854775808: expected 0 to 4294967195"),
         ({"seed": -1}, r"--seed -1: expected 0 to"),
+        ({"noise": -1.0}, r"--noise -1.0: expected a standard deviation"),
+        ({"episodes": 0}, r"--episodes 0: expected 1 or more"),
+        ({"eval_every": 0}, r"--eval-every 0: expected 1 or more"),
     ],
 )
-def test_bad_input_gets_a_clear_line(small, changed, message):
+def test_bad_input_gets_a_clear_line(small, tmp_path, changed, message):
     with pytest.raises(DemoError, match=message):
         generate.main(replace(small, **changed))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_expert_and_a_folder_that_cannot_be_written_get_a_clear_line(small, tmp_path):

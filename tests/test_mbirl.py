@@ -20,6 +20,7 @@ if sys.platform.startswith("linux"):
 
 from custom_irl import UserError
 from mbirl import __main__ as command
+from mbirl import demos as demos_command
 from mbirl import keypoints, report, scene
 from mbirl.costs import LEARNED, make_cost
 from mbirl.demos import START, DemoConfig, follow, place, read_demos, write_demos
@@ -195,6 +196,47 @@ def test_demonstrations_are_read_back(tmp_path):
     demos = place(DemoConfig())
     write_demos(path, demos)
     assert torch.allclose(read_demos(path, DemoConfig()), demos, atol=1e-3)
+    pd.read_csv(path).sample(frac=1, random_state=0).to_csv(path, index=False)
+    assert torch.allclose(read_demos(path, DemoConfig()), demos, atol=1e-3)  # in order of t
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="t"), "expected numbers in the columns demo, t"),
+        (lambda f: f.assign(demo=f.demo.mask(f.demo == 5)), "NaN or infinity"),
+        (lambda f: f.assign(x1=f.x1.mask(f.t == 3)), "NaN or infinity"),
+        (lambda f: f.assign(t=f.t + 1), "demo 0: expected t from 0 to 9"),
+        (lambda f: f.assign(t=f.t.replace(4, 5)), "demo 0: expected t from 0 to 9"),
+        (lambda f: f[f.demo < 5], "5 demonstrations; expected 6"),
+    ],
+)
+def test_a_csv_of_other_steps_is_refused(tmp_path, change, message):
+    path = tmp_path / "demos.csv"
+    write_demos(path, place(DemoConfig()))
+    change(pd.read_csv(path)).to_csv(path, index=False)
+    with pytest.raises(UserError, match=message):
+        read_demos(path, DemoConfig())
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--horizon", "7"], "--horizon 7: expected an even number"),
+        (["--seed", "-1"], "--seed -1: expected 0 or more"),
+        ([], "demos.csv: exists; expected a new name"),
+        (["--out", "{folder}/demos.csv/x.csv"], "cannot be written"),
+    ],
+)
+def test_demonstrations_as_a_user_writes_them(tmp_path, flags, expected):
+    out = tmp_path / "demos.csv"
+    demos_command.main(["--out", str(out)])
+    before = out.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        demos_command.main(["--out", str(out), *(f.format(folder=tmp_path) for f in flags)])
+    assert expected in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -211,6 +253,7 @@ def test_demonstrations_are_read_back(tmp_path):
         (["--demos", "{text}"], "expected numbers in the columns"),
         (["--plan.inner-steps", "0"], "expected 1 or more"),
         (["--horizon", "7"], "expected an even number of at least 4"),
+        (["--seed", "-1"], "--seed -1: expected 0 or more"),
     ],
 )
 def test_bad_input_gets_one_line(flags, expected, tmp_path):
@@ -223,6 +266,15 @@ def test_bad_input_gets_one_line(flags, expected, tmp_path):
     assert expected in message
     assert "\n" not in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--visual"], ["--compare"]])
+def test_a_folder_that_is_a_file_gets_one_line_before_the_training(tmp_path, flags, monkeypatch):
+    for module, name in ((command, "train_cost"), (keypoints, "learn_model")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"^error: .*file.*: (File exists|Not a directory)$"):
+        command.main([*flags, "--quick", "--out", str(tmp_path / "file")])
 
 
 def test_command_writes_the_artifacts(tmp_path, capsys):
@@ -308,6 +360,13 @@ def test_visual_command_as_typed(rendering, tmp_path, capsys):
     command.main([*flags, "--no-film"])
     second = json.loads((tmp_path / "result.json").read_text())
     assert second["test_loss"] == first["test_loss"]
+
+
+def test_the_seeds_on_which_apprenticeship_learning_is_better_are_counted():
+    frame = pd.read_csv(report.HERE / "data" / "compare.csv")
+    rows = [row for row in report.verdicts(frame) if "apprenticeship" in row]
+    counts = {row.split(":")[0].strip("| "): row.split("|")[3].strip() for row in rows}
+    assert counts == {"weighted": "5 of 5", "timedep": "3 of 5", "rbf": "5 of 5"}
 
 
 def test_readme_table_is_that_of_the_csv():
