@@ -48,6 +48,7 @@ def frozen(run: Path) -> tuple[Callable[[int, int], nn.Module], type[Frozen], st
             raise UserError(f"{run}: obs_dim, action_dim are {result['dims']}; expected {expected}")
         return net
 
+    reward_net.__module__ = type(net).__module__  # whose file is part of the run's identity
     return reward_net, Frozen, result["method"].removesuffix("-frozen") + "-frozen"
 
 

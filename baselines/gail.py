@@ -15,7 +15,10 @@ from custom_irl import main
 
 
 class GAILDiscriminator(nn.Module):
-    """The logit of D(s, a, s'), the probability that a transition is the expert's."""
+    """-log(1 - D) = softplus(logit), positive for every step of an episode.
+
+    D(s, a, s') is the probability that a transition is the expert's.
+    """
 
     def __init__(self, obs_dim, action_dim):
         super().__init__()
@@ -25,16 +28,16 @@ class GAILDiscriminator(nn.Module):
     def update_normalizer(self, *transition):
         self.norm.update_stats(torch.cat(transition, -1))
 
-    def forward(self, state, action, next_state):
+    def logits(self, state, action, next_state):
         return self.logit(self.norm(torch.cat([state, action, next_state], -1)))
+
+    def forward(self, state, action, next_state):
+        return F.softplus(self.logits(state, action, next_state))
 
 
 class GAIL(AdversarialIRL):
-    """The reward is -log(1 - D) = softplus(logit), positive for every step of an episode."""
-
-    def compute_reward(self, obs, acts, next_obs):
-        with torch.no_grad():
-            return F.softplus(self.reward_net(obs, acts, next_obs))
+    def logits(self, obs, acts, next_obs, dones):
+        return self.reward_net.logits(obs, acts, next_obs)
 
 
 if __name__ == "__main__":

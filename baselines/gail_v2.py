@@ -8,6 +8,7 @@ statistics of the rollouts' states, actions as they are.
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from baselines.gail import GAIL
 from baselines.shared import LaterVersion, mlp, running_norm
@@ -15,7 +16,7 @@ from custom_irl import main
 
 
 class GAILDiscriminatorV2(nn.Module):
-    """The logit of D(s, a, s'), the probability that a transition is the expert's."""
+    """-log(1 - D) = softplus(logit), as in gail.py."""
 
     def __init__(self, obs_dim, action_dim):
         super().__init__()
@@ -25,12 +26,15 @@ class GAILDiscriminatorV2(nn.Module):
     def update_normalizer(self, state, action, next_state):
         self.norm.update_stats(state)
 
-    def forward(self, state, action, next_state):
+    def logits(self, state, action, next_state):
         return self.logit(torch.cat([self.norm(state), action, self.norm(next_state)], -1))
+
+    def forward(self, state, action, next_state):
+        return F.softplus(self.logits(state, action, next_state))
 
 
 class GAILV2(LaterVersion, GAIL):
-    """The reward is -log(1 - D) = softplus(logit), positive for every step of an episode."""
+    pass
 
 
 if __name__ == "__main__":

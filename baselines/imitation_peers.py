@@ -175,6 +175,8 @@ def main() -> None:
     if not words or words[0] not in runs.PEERS:
         raise irl.UserError(f"expected one of {', '.join(runs.PEERS)}, then flags of custom_irl.py")
     args = irl.parse_args(words[1:])
+    if words[0] == "bc":  # takes no environment steps and has settings of its own
+        runs.refuse_unread(words, runs.OFFLINE_READS, "imitation's BC")
     irl.print_result(run(words[0], args))
 
 

@@ -410,16 +410,6 @@ def sac_step(sac: SAC, batch: Batch, rewards: torch.Tensor) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------- a run
 LOG_EVERY = 1000  # gradient steps, or environment steps, in a row of metrics.csv
-FLAGS = (  # of custom_irl.py's, those that these methods read
-    "--env",
-    "--seed",
-    "--max-episode-steps",
-    "--demos",
-    "--demo-episodes",
-    "--demo-subsample",
-    "--out",
-    "--overwrite",
-)
 
 
 @dataclass
@@ -577,14 +567,11 @@ def parse(config_cls: type, doc: str) -> tuple:
     """
     config, words = tyro.cli(
         config_cls,
-        description=f"{doc}\nAs for custom_irl.py: {' '.join(FLAGS)}",
+        description=f"{doc}\nAs for custom_irl.py: {' '.join(runs.OFFLINE_READS)}",
         config=(tyro.conf.FlagCreatePairsOff,),
         return_unknown_args=True,
     )
-    for word in words:
-        flag = word.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in FLAGS:
-            raise irl.UserError(f"{flag}: not a flag of this method; --help lists those it has")
+    runs.refuse_unread(words, runs.OFFLINE_READS, "this method, whose own are listed by --help")
     return config, irl.parse_args(words)
 
 

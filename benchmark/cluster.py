@@ -29,7 +29,7 @@ from benchmark.task import Task
 POLL_SECONDS = {"slurm": 10, "local": 0.5}
 GONE_SECONDS = 20  # that a job may be in no list, and its status unseen, before it counts as lost
 SIGNAL_SECONDS = 120  # before a time limit that a job is told of it
-MAX_TIMEOUTS = 50  # of one run
+MAX_TIMEOUTS = 50  # of one run with checkpoints
 MAX_ARRAY = 1000  # Slurm's MaxArraySize is 1001 by default
 
 
@@ -129,14 +129,21 @@ class Queue:
 
     # ---- submitting
     def submit(self, jobs: list) -> None:
-        """Submits as many of the jobs as there is room for, as one array."""
+        """Submits as many of the jobs as there is room for, as one array.
+
+        Runs with checkpoints and runs without are not of one array: the next call submits the rest.
+        """
         room = MAX_ARRAY if self.cluster == "slurm" else self.slots - self.active
         jobs = jobs[: max(0, room)]
         if not jobs:
             return
+        resumable = jobs[0].run.under_contract
+        jobs = [job for job in jobs if job.run.under_contract == resumable]
+        for job in jobs:
+            job.forget_result()
         submission = Path(tempfile.mkdtemp(prefix="irl-", dir=self.folder))
         tasks = [Task(job.command, job.log, submission / f"{i}.json") for i, job in enumerate(jobs)]
-        ids = self.submit_tasks(tasks, submission)
+        ids = self.submit_tasks(tasks, submission, MAX_TIMEOUTS if resumable else 0)
         tickets = self.read_tickets()
         for i, (job, job_id) in enumerate(zip(jobs, ids)):
             job.ticket = Ticket(self.cluster, submission.name, job_id, i, self.folder)
@@ -146,9 +153,9 @@ class Queue:
         self.active += len(jobs)
         self.next_poll = 0.0
 
-    def submit_tasks(self, tasks: list[Task], submission: Path) -> list[str]:
-        """The ids of their jobs."""
-        retries = {f"{self.cluster}_max_num_timeout": MAX_TIMEOUTS}
+    def submit_tasks(self, tasks: list[Task], submission: Path, timeouts: int) -> list[str]:
+        """The ids of their jobs, which are requeued after so many `timeouts`."""
+        retries = {f"{self.cluster}_max_num_timeout": timeouts}
         parameters = {
             "name": submission.name,
             "timeout_min": self.options.minutes,

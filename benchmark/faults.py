@@ -532,6 +532,9 @@ def launcher(config: Config, whole: Whole, scratch: Path, rng: np.random.Generat
     said = [process.communicate(timeout=300) for process in (second, third)]
     logs = [path.read_text() for path in results.rglob("log.txt")]
     held = logs[0].count("held by process")
+    for process, (_, errors) in zip((second, third), said):
+        if process.returncode != 0:
+            found.append(f"a launcher beside the run ended with {process.returncode}: {errors}")
     if len(logs) != 1 or held < 2:
         found.append(f"held {held} times: {said}")
     wait_for("result.json")

@@ -9,9 +9,9 @@
     python -m benchmark.launch --study benchmark/studies/ten-seeds.toml --dry-run
     python -m benchmark.launch --cluster slurm --partition main --minutes 120
 
-Flags that are not its own go to custom_irl.py. Finished runs are skipped. Ctrl-C, SIGTERM and a
-closed terminal stop the runs of this machine with a checkpoint; jobs of a cluster stay. The same
-command continues from there.
+Flags that are not its own go to custom_irl.py. Finished runs are skipped, with --overwrite trained
+again. Ctrl-C, SIGTERM and a closed terminal stop the runs of this machine; jobs of a cluster stay.
+The same command continues from there: runs of the loop from a checkpoint, others from the start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -38,11 +38,12 @@ from rich.table import Table
 import custom_irl as irl
 from benchmark import cluster, report, runs, study
 from benchmark.task import HELD_UNTIL
-from demos import formats
+from demos import arrow, columns, formats, hdf5, transitions
 
 # Flags that say which runs, and that --study therefore excludes.
 OF_A_RUN = ("method", "panel", "envs", "variants", "seeds", "quick", "frozen", "learner")
 QUIET_MINUTES = 10  # without a new row of metrics before a run is named
+READERS = (formats, arrow, columns, hdf5, transitions)  # the modules that convert demonstrations
 HELD_SECONDS = 30  # before a run that another process holds is tried again
 
 
@@ -84,7 +85,8 @@ class Config:
     account: str | None = None
     """with --cluster slurm: the account"""
     minutes: int = 240
-    """with --cluster: time limit of a job, which then is requeued and continues"""
+    """with --cluster: time limit of a job, which then is requeued and continues if its run has
+    checkpoints, and fails if not"""
     array_parallelism: int = 256
     """with --cluster slurm: number of an array's jobs at once"""
 
@@ -132,8 +134,23 @@ class Job:
             return 0.0
         return (time.monotonic() - self.metrics_at) / 60
 
+    def forget_result(self) -> None:
+        """Before its first start: with --overwrite a finished run becomes one to be trained.
+
+        Not left to the run, which may be started again by a queue or after it was held: it then
+        has to keep what it has trained.
+        """
+        if self.args.overwrite:
+            # Where another process holds the folder its run goes on, and counts as this one.
+            with suppress(irl.UserError), runs.locked(self.folder):
+                if (self.folder / "result.json").exists():
+                    (self.folder / "origin.json").unlink(missing_ok=True)
+                    (self.folder / "result.json").unlink()
+
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.state == "waiting":
+            self.forget_result()
         # In a session of its own: Ctrl-C reaches the launcher alone, which then stops the runs.
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -194,7 +211,7 @@ def last_metrics(path: Path) -> dict:
 
 def check(config: Config, flags: list[str]) -> None:
     """UserError for what cannot be combined."""
-    for flag in study.names_of(flags) & set(study.SET_BY_A_RUN):
+    for flag in set(runs.names_of(flags)) & set(study.SET_BY_A_RUN):
         own = study.SET_BY_A_RUN[flag]
         raise irl.UserError(f"{flag}: set by the launcher itself; expected --{own}")
     if config.jobs < 1 or not config.envs or () in (config.seeds, config.variants):
@@ -218,7 +235,7 @@ def check(config: Config, flags: list[str]) -> None:
 
 def variants_of(config: Config, flags: list[str]) -> list[str]:
     """The variants of study.py that the flags ask for; without any, both of a whole `custom`."""
-    given = study.names_of(flags)
+    given = set(runs.names_of(flags))
     asked = [name for name in ("true-reward", "reward-only") if given & set(study.VARIANTS[name])]
     if config.frozen:
         asked = ["frozen"]
@@ -260,14 +277,20 @@ def runs_of(config: Config, flags: list[str]) -> list[study.Run]:
 
 
 def own_demos(path: Path, results: Path) -> Path:
-    """The demonstrations at `path` as this project's .npz: converted, once, if they are not."""
+    """The demonstrations at `path` as this project's .npz: converted, if they are not, and again
+    only after a change of the file or of what reads it.
+    """
     if formats.format_of(path) == "irl" and set(formats.npz_shapes(path)) <= formats.OWN_KEYS:
         return path.absolute()
     destination = results.absolute() / "demos" / f"{path.stem}-{digest(path)[:8]}.npz"
-    if not destination.exists():
-        for note in formats.to_own_npz(path, destination):
-            print(note)
-    print(f"{path}: converted, {destination}")
+    record = destination.with_suffix(".notes.txt")  # the readers' SHA-256, then their notes
+    readers = hashlib.sha256("".join(irl.sha256(Path(m.__file__)) for m in READERS).encode())
+    lines = record.read_text().splitlines() if record.exists() and destination.exists() else []
+    if lines[:1] != [readers.hexdigest()]:
+        lines = [readers.hexdigest(), *formats.to_own_npz(path, destination)]
+        irl.write_text(record, "\n".join(lines) + "\n")
+    for line in [*lines[1:], f"{path}: converted, {destination}"]:
+        print(line)
     return destination
 
 
@@ -330,7 +353,7 @@ def make_job(run: study.Run, flags: list[str], results: Path) -> tuple[Job, Path
         args = replace(args, seed=run.seed + 1)
     if run.learner != "loop":
         method = f"{run.learner}-{method}"
-    if run.learner in study.LEARNER_STEPS and "--total-timesteps" not in study.names_of(flags):
+    if run.learner in study.LEARNER_STEPS and "--total-timesteps" not in runs.names_of(flags):
         args = replace(args, total_timesteps=study.LEARNER_STEPS[run.learner])
         flags = [*flags, "--total-timesteps", str(args.total_timesteps)]
         labels = runs.labels_of(irl.config_of(args))
@@ -361,7 +384,7 @@ def print_plan(jobs: list[Job], results: Path) -> None:
     left = 0
     unknown = Counter()
     for job in jobs:
-        done = (job.folder / "result.json").exists()
+        done = job.finished_before
         print(f"{job.folder.relative_to(results.absolute())}{'  finished' if done else ''}")
         if done:
             continue
@@ -528,9 +551,14 @@ def stop(jobs: list[Job], received: list[int]) -> None:
         time.sleep(0.1)
 
 
-def examine(folders: list[Path], table: Path) -> bool:
-    """Examines finished runs with benchmark.diagnose; whether that worked."""
-    words = ["-m", "benchmark.diagnose", *map(str, folders), "--fast", "--table", str(table)]
+def examine(jobs: list[Job], table: Path) -> bool:
+    """Examines the finished runs that save a reward, by benchmark.diagnose; whether that worked."""
+    folders = [str(job.folder) for job in jobs if job.run.saves_reward]
+    if left_out := {job.method for job in jobs if not job.run.saves_reward}:
+        print(f"not examined, as no reward can be loaded: {', '.join(sorted(left_out))}")
+    if not folders:
+        return True
+    words = ["-m", "benchmark.diagnose", *folders, "--fast", "--table", str(table)]
     return subprocess.run([sys.executable, *words], cwd=irl.ROOT).returncode == 0
 
 
@@ -539,12 +567,17 @@ def stopped(jobs: list[Job]) -> str:
     left = sum(job.state in ("submitted", "running", "held") for job in jobs if job.ticket)
     if left:
         return f"stopped; {left} submitted runs go on, the same command shows them again"
-    return "stopped; the same command continues from the checkpoints"
+    anew = sum(job.state == "running" and not job.run.under_contract for job in jobs)
+    others = f", but {anew} runs without checkpoints begin anew" if anew else ""
+    return f"stopped; the same command continues from the checkpoints{others}"
 
 
 def main() -> None:
     config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
-    jobs = make_jobs(runs_of(config, flags), config.results)
+    wanted = runs_of(config, flags)
+    if config.diagnose and not any(run.saves_reward for run in wanted):
+        raise irl.UserError("--diagnose: expected a run that saves a reward that can be loaded")
+    jobs = make_jobs(wanted, config.results)
     if config.dry_run:
         print_plan(jobs, config.results)
         return
@@ -558,7 +591,7 @@ def main() -> None:
     if not run_jobs(jobs, config, queue):
         print(stopped(jobs), file=sys.stderr)
         sys.exit(130)
-    done = [job.folder for job in jobs if job.state == "done"]
+    done = [job for job in jobs if job.state == "done"]
     failed = [job for job in jobs if job.state == "failed"]
     failures = bool(failed)
     try:

@@ -50,8 +50,16 @@ def load_run(
 
 
 def load_policy(folder: Path | str) -> nn.Module:
-    """The final policy of a finished run, of a method of one's own too."""
+    """The final policy of a finished run, of a method of one's own too.
+
+    Raises:
+        UserError: naming the file that is missing or does not fit, or whose policy is of imitation
+            or stable-baselines3.
+    """
     result = runs.read_result(Path(folder))
+    if result["method"].startswith(runs.OTHER_LIBRARIES):
+        problem = f"a policy of another library ({result['method']}), which cannot be loaded"
+        raise irl.UserError(f"{Path(folder) / 'policy.pt'}: {problem}")
     trainer = runs.TRAINERS.get(result["method"])
     policy = trainer.make_policy(result) if trainer else irl.Policy(*result["dims"])
     load_weights(policy, Path(folder) / "policy.pt")

@@ -103,7 +103,7 @@ def curves(of_env: pd.DataFrame, points: pd.DataFrame) -> go.Figure:
         ours = tables.is_ours(name)
         line = {"color": OURS, "width": 3.5} if ours else {"color": next(muted)}
         line["dash"] = DASHES[variant]
-        seeds = points[points["name"] == name].groupby("seed")
+        seeds = points[points["name"] == name].groupby("id")
         if not len(seeds):
             continue
         mean = tables.mean_curve([one.set_index("steps")["true_return"] for _, one in seeds])

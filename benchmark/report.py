@@ -117,7 +117,7 @@ def draw_curves(frame: pd.DataFrame, folder: Path) -> None:
 def draw_curve(ax: Axes, group: pd.DataFrame, name: str, place: float) -> None:
     """`place`: 0 for the best row, 1 for the worst; it sets the shade of grey."""
     color = OURS if tables.is_ours(name) else str(0.35 + 0.4 * place)
-    seeds = [one.set_index("steps")["true_return"] for _, one in group.groupby("seed")]
+    seeds = [one.set_index("steps")["true_return"] for _, one in group.groupby("id")]
     for seed in seeds:
         ax.plot(seed.index, seed, color=color, alpha=0.3, linewidth=0.8)
     mean = tables.mean_curve(seeds)
@@ -132,9 +132,9 @@ def summary(frame: pd.DataFrame) -> str:
         " expert) where the demonstrations have a card.\n\n"
     )
     if frame["labels"].str.contains("quick").any():
-        text += "Rows ending in -quick are a short look, not results.\n\n"
-    text += tables.headline_table(frame) + tables.aggregate_table(frame)
-    text += "\n### Every seed\n\n" + tables.seeds_table(frame)
+        text += "Rows with -quick in their name are a short look, not results.\n\n"
+    text += panel_tables(frame)
+    text += "### Every seed\n\n" + tables.seeds_table(frame)
     if set(frame["env"]) & set(runs.ENVS):
         text += "\n## Published numbers, from other demonstrations\n\n"
         text += "Not comparable with the rows above: their demonstrations are not public.\n\n"
@@ -142,12 +142,19 @@ def summary(frame: pd.DataFrame) -> str:
     return text
 
 
-def panels_block(published: pd.DataFrame) -> str:
+def panel_tables(frame: pd.DataFrame) -> str:
+    """For each panel that has runs its tables: rows are compared within a panel alone."""
     text = ""
-    for panel, title in PANEL_TITLES.items():
-        if len(frame := tables.of_panel(published, panel)):
-            text += f"**{panel}: {title}**\n\n"
-            text += f"{tables.headline_table(frame)}{tables.aggregate_table(frame)}\n"
+    for panel in dict.fromkeys([*PANEL_TITLES, *frame["panel"]]):
+        if len(rows := tables.of_panel(frame, panel)):
+            title = f"{panel}: {PANEL_TITLES[panel]}" if panel in PANEL_TITLES else panel
+            text += f"**{title}**\n\n"
+            text += f"{tables.headline_table(rows)}{tables.aggregate_table(rows)}\n"
+    return text
+
+
+def panels_block(published: pd.DataFrame) -> str:
+    text = panel_tables(published)
     frame = published[~published["method"].isin(tables.CONTROLS)]
     cores = ", ".join(f"{n} on an {cpu}" for cpu, n in frame["cpu"].value_counts().items())
     return text + (
@@ -223,7 +230,7 @@ def official(frame: pd.DataFrame) -> pd.DataFrame:
     own = f"reward-only|{'|'.join(runs.PANELS.values())}"
     plain = tables.has_only(frame, own)
     smaller = tables.has_only(frame, rf"{own}|\d+-steps")
-    theirs = frame["method"].str.startswith(("imitation-", "sb3-", "sac-"))
+    theirs = frame["method"].str.startswith(runs.OTHER_LIBRARIES)
     seeds = (frame["seed"] - (frame["variant"] == "frozen")).isin(runs.SEEDS)
     ablation = frame["method"].str.startswith("ablation-")
     benchmark = frame["env"].isin(runs.ENVS) & seeds & ~ablation
@@ -232,6 +239,9 @@ def official(frame: pd.DataFrame) -> pd.DataFrame:
 
 def publish(frame: pd.DataFrame) -> None:
     fresh = official(frame)
+    if others := len(frame) - len(fresh):
+        why = "other seeds or settings, or no clean commit"
+        print(f"not published: {others} of {len(frame)} runs ({why})")
     if fresh.empty:
         expected = "expected full runs of a committed, clean tree"
         raise irl.UserError(f"results: no run to publish; {expected}")
@@ -256,14 +266,17 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def main(config: Config | None = None) -> None:
     config = config or Config()
+    if config.blocks and config.publish:
+        raise irl.UserError("--blocks and --publish: expected one; --publish writes the blocks too")
     if config.blocks:
         write_blocks()
         return
-    if not any(config.results.rglob("result.json")):
-        expected = "expected at least one finished run"
-        raise irl.UserError(f"{config.results}: no result.json below it; {expected}")
     with one_at_a_time(config.results):
-        write_report(tables.read_runs(config.results), config)
+        frame = tables.read_runs(config.results)
+        if frame.empty:
+            expected = "expected at least one finished run"
+            raise irl.UserError(f"{config.results}: no result.json below it; {expected}")
+        write_report(frame, config)
 
 
 def write_report(frame: pd.DataFrame, config: Config) -> None:

@@ -5,8 +5,9 @@
 
 A reward that one learner fails on may still be a good one. Neither subtracts the mean of the
 rewards, as the loop does: `sb3` is PPO with normalised observations, `sac` is SAC, which learns to
-walk from the true reward within 300,000 steps where PPO does not. Flags that are not its own go to
-custom_irl.py. The method is LEARNER-oracle or LEARNER-METHOD-frozen. Not resumable.
+walk from the true reward within 300,000 steps where PPO does not. Of custom_irl.py's flags it takes
+those of environment, seed, steps, folder and, to name the reward, demonstrations and its update.
+The method is LEARNER-oracle or LEARNER-METHOD-frozen. Not resumable.
 """
 
 from __future__ import annotations
@@ -204,20 +205,24 @@ def run(config: Config, args: irl.Args) -> dict:
         raise irl.UserError("--out: expected the folder of the run")
     reward_net = None
     method = "oracle"
+    classes = [EvaluatedPolicy, Frozen]
     if config.reward is not None:
         make_reward_net, _, method = frozen(config.reward)
         reward_net = make_reward_net(*irl.env_dims(args))
+        classes.append(type(reward_net))
 
     def train(args: irl.Args, demos: irl.Demos) -> irl.Training:
         return LEARNERS[config.learner](args, reward_net)
 
     name = f"{config.learner}-{method}"
-    return runs.run_trainer(train, args, name, (EvaluatedPolicy, Frozen), config.reward)
+    return runs.run_trainer(train, args, name, classes, config.reward)
 
 
 def main() -> None:
     config, flags = tyro.cli(Config, description=__doc__, return_unknown_args=True)
     args = irl.parse_args(flags)
+    read = runs.RETRAIN_READS + (runs.OF_A_REWARD if config.reward else ())
+    runs.refuse_unread(flags, read, f"--learner {config.learner}")
     irl.print_result(run(config, args))
 
 

@@ -106,6 +106,7 @@ TRAINERS = {
     "dagger": Trainer("baselines.dagger", policy="baselines.dagger"),
 }
 PEERS = ("bc", "gail", "airl")  # of imitation: baselines/imitation_peers.py
+OTHER_LIBRARIES = ("imitation-", "sb3-", "sac-")  # how the names of methods begin that are theirs
 
 
 def method_named(name: str) -> Method | Trainer:
@@ -118,6 +119,29 @@ def method_named(name: str) -> Method | Trainer:
     if name not in methods:
         raise irl.UserError(f"method {name}: expected one of {', '.join(methods)}")
     return methods[name]
+
+
+# ------------------------------------------------------------------------------------------- flags
+OF_DEMOS = ("--demos", "--demo-episodes", "--demo-subsample")
+OF_A_RUN = ("--env", "--seed", "--max-episode-steps", "--out", "--overwrite")
+# Of custom_irl.py's flags, those that trainers with a loop of their own read.
+OFFLINE_READS = (*OF_A_RUN, *OF_DEMOS)
+RETRAIN_READS = (*OF_A_RUN, "--true-reward", "--total-timesteps", "--num-envs", "--num-steps")
+# Of a run on a frozen reward these say which reward it is: they name its folder, too.
+OF_A_REWARD = (*OF_DEMOS, "--no-policy-access")
+OF_A_REWARD += ("--irl-lr", "--irl-batch-size", "--n-irl-updates-per-round")
+
+
+def names_of(flags: Sequence[str]) -> list[str]:
+    """The flags among the words of a command line, with dashes."""
+    return [flag.split("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")]
+
+
+def refuse_unread(flags: Sequence[str], read: Sequence[str], trainer: str) -> None:
+    """UserError for a flag of custom_irl.py's that is not among those that a trainer reads."""
+    for flag in names_of(flags):
+        if flag not in read:
+            raise irl.UserError(f"{flag}: not read by {trainer}; expected some of {' '.join(read)}")
 
 
 # ------------------------------------------------------------------------------- names and folders

@@ -233,7 +233,7 @@ def measure(args: irl.Args, config: Config, bar: tqdm) -> list[dict]:
     for advance in candidates.values():
         advance(WARM_UP)
     with ProductCounter() as counter:
-        steps = custom(2)
+        steps = custom(irl.Hyperparameters.improvement_interval)  # with one improvement
     flops_per_step = counter.flops / steps
     custom.training.seconds.clear()
     rows = []
@@ -297,6 +297,8 @@ def speed_block(rows: pd.DataFrame) -> str:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    if min(config.repeats, config.rounds) < 1 or not config.envs:
+        raise irl.UserError("--repeats, --rounds, --envs: expected at least one of each")
     if not config.table_only:
         torch.set_num_threads(1)
         irl.seed_everything(0)

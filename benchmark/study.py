@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,15 +92,26 @@ class Run:
         own_loop = self.method in runs.TRAINERS or self.method.startswith("imitation-")
         return self.learner == "loop" and (self.variant == "frozen" or not own_loop)
 
+    @property
+    def saves_reward(self) -> bool:
+        """Leaves a policy and a reward that benchmark/load.py loads."""
+        trainer = runs.TRAINERS.get(self.method)
+        own_reward = trainer is not None and bool(trainer.reward)
+        return self.variant != "true-reward" and (self.under_contract or own_reward)
 
-def names_of(flags: Sequence[str]) -> set[str]:
-    """The flags among the words of a command line, with dashes."""
-    return {flag.split("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
+
+def check_flags(run: Run) -> None:
+    """UserError for a flag of custom_irl.py's that the run's trainer does not read."""
+    if run.learner != "loop":
+        read = runs.RETRAIN_READS + (runs.OF_A_REWARD if run.variant == "frozen" else ())
+        runs.refuse_unread(run.words, read, f"--learner {run.learner}")
+    elif run.variant != "frozen" and run.method in (*runs.TRAINERS, "imitation-bc"):
+        runs.refuse_unread(run.words, runs.OFFLINE_READS, f"--method {run.method}")
 
 
 def check(run: Run) -> None:
     """UserError for what cannot be combined."""
-    given = names_of(run.flags) | set(VARIANTS[run.variant])
+    given = {*runs.names_of(run.flags), *VARIANTS[run.variant]}
     if run.method not in METHODS:
         raise irl.UserError(f"--method {run.method}: expected one of {', '.join(METHODS)}")
     if run.panel != "dense" and given & {"--demo-episodes", "--demo-subsample"}:
@@ -122,6 +132,7 @@ def check(run: Run) -> None:
         raise irl.UserError(
             "--quick: not with another --learner than loop and not for a method of its own loop"
         )
+    check_flags(run)
 
 
 def expand(group: dict) -> list[Run]:
@@ -179,7 +190,7 @@ def check_keys(table: dict, where: str) -> None:
             raise irl.UserError(f"{where}: key '{key}': expected at least one")
         for one in values:
             check_value(key, one, f"{where}: key '{key}': {one!r}")
-    for flag in names_of(table.get("flags", [])) & set(SET_BY_A_FILE):
+    for flag in set(runs.names_of(table.get("flags", []))) & set(SET_BY_A_FILE):
         raise irl.UserError(f"{where}: key 'flags': {flag}; expected {SET_BY_A_FILE[flag]}")
 
 

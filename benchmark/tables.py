@@ -29,21 +29,26 @@ CONTROLS = ("expert", "random")  # rows of results.csv that no run wrote: from t
 
 # -------------------------------------------------------------------------------------------- runs
 def read_runs(results: Path) -> pd.DataFrame:
-    """A row for each result.json below `results`: COLUMNS, the run's id and its folder.
+    """A row for each result.json below `results`: COLUMNS, the run's id, demonstrations and folder.
 
-    A run that is there twice, as in a backup, counts once, and a line says so.
+    A run that is there twice, as in a backup, counts once, and a line says so. A result.json
+    without a schema is of another program, as of `python -m mbirl`, and no row.
 
     Raises:
         UserError: naming a result.json that no run of this version wrote.
     """
-    rows = [read_row(path.parent) for path in sorted(results.rglob("result.json"))]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "id", "folder"])
+    paths = sorted(results.rglob("result.json"))
+    rows = [read_row(path.parent) for path in paths if "schema" in runs.read_json(path)]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "id", "demos_sha256", "folder"])
     for _, copies in frame[frame.duplicated("id", keep=False)].groupby("id"):
         first, *others = copies["folder"]
         print(f"{', '.join(others)}: the run in {first} again; counted once")
     frame = frame.drop_duplicates("id")
     for _, twice in frame[frame.duplicated(KEY, keep=False)].groupby(KEY):
         print(f"{', '.join(twice['folder'])}: different runs of one row and seed; all count")
+    for _, row in frame.groupby(KEY[:-1]):  # of all seeds
+        if row["demos_sha256"].nunique() > 1:
+            print(f"{', '.join(row['folder'])}: one row, but different demonstrations")
     frame = frame.astype({"normalized_return": float, "git_clean": bool})
     return frame.sort_values(KEY, ignore_index=True)
 
@@ -69,6 +74,7 @@ def read_row(folder: Path) -> dict:
             "git_clean": origin.get("git_clean") is True,
             "mujoco": result["versions"]["mujoco"],
             "cpu": origin.get("hardware", {}).get("cpu", ""),
+            "demos_sha256": result.get("demos", {}).get("sha256"),  # None without demonstrations
             "folder": str(folder),
         }
         check_row(row)
@@ -275,10 +281,10 @@ def interquartile_mean(*scores: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def iqm_interval(scores: list[np.ndarray]) -> tuple[float, float, float]:
-    """Interquartile mean and its 95 % stratified bootstrap interval: scipy resamples each array."""
-    if min(map(len, scores)) < 2:
-        value = float(interquartile_mean(*scores))
-        return value, value, value
+    """Interquartile mean and its 95 % stratified bootstrap interval: scipy resamples each array.
+
+    Of two scores or more in each array.
+    """
     method = {"n_resamples": 2000, "method": "percentile", "rng": 0}
     interval = bootstrap(scores, interquartile_mean, **method).confidence_interval
     return float(interquartile_mean(*scores)), float(interval.low), float(interval.high)
@@ -403,7 +409,7 @@ def readme_table(published: pd.DataFrame) -> str:
         for panel, amount in AMOUNTS.items():
             frame = chosen(published, method, variant, panel)
             scores = scores_by_env(frame)
-            if not scores:
+            if not scores or min(map(len, scores)) < len(runs.SEEDS):
                 cells.append("—")
                 missing.append(f"{title.strip('*')} with {amount}")
                 continue
@@ -453,14 +459,15 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 def read_curves(frame: pd.DataFrame) -> pd.DataFrame:
     """About 100 points a run: mean true return of the training episodes of the last 20 rollouts."""
-    columns = [*KEY, "steps", "true_return"]
+    of_run = [*KEY, "id"]
+    columns = [*of_run, "steps", "true_return"]
     curves = []
     for run in frame[frame["steps"] > 0].to_dict("records"):  # imitation's BC takes no steps
         metrics = read_metrics(Path(run["folder"]) / "metrics.csv")
         smooth = metrics["true_return"].rolling(20, min_periods=1).mean().round(1)
         every = max(1, len(metrics) // 100)
         points = metrics.assign(true_return=smooth).iloc[every - 1 :: every]
-        curves.append(points.assign(**{key: run[key] for key in KEY}))
+        curves.append(points.assign(**{key: run[key] for key in of_run}))
     return pd.concat(curves)[columns] if curves else pd.DataFrame(columns=columns)
 
 

@@ -289,6 +289,8 @@ def watch(config: Config) -> Path:
     """
     if not config.runs:
         raise irl.UserError("expected the folder of a finished run")
+    if config.seed < 0:
+        raise irl.UserError(f"--seed {config.seed}: expected 0 or more")
     out = config.out
     if out is None:
         if len(config.runs) != 1:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ import custom_irl as irl
 from baselines import airl, airl_v2, bc, constant, gail, gail_v2, imitation_peers, untrained
 from baselines.frozen import Frozen, frozen
 from benchmark import runs
+from benchmark.load import load_run
 
 OBS_DIM, ACTION_DIM = 4, 2
 ARGS = SimpleNamespace(irl_lr=1e-3, irl_batch_size=64, n_irl_updates_per_round=5)
@@ -29,12 +32,18 @@ def make(reward_cls, algorithm_cls):
     return net, algorithm_cls(net, demos, OBS_DIM, ACTION_DIM, torch.device("cpu"), ARGS), demos
 
 
-def test_gail_reward_is_minus_log_one_minus_d():
-    net, algorithm, _ = make(gail.GAILDiscriminator, gail.GAIL)
+V1_GAIL = (gail.GAILDiscriminator, gail.GAIL)
+V2_GAIL = (gail_v2.GAILDiscriminatorV2, gail_v2.GAILV2)
+
+
+@pytest.mark.parametrize("classes", [V1_GAIL, V2_GAIL])
+def test_gail_reward_is_minus_log_one_minus_d(classes):
+    net, algorithm, _ = make(*classes)
     batch = transitions(20)
     with torch.no_grad():
-        d = torch.sigmoid(net(*batch))
-    torch.testing.assert_close(algorithm.compute_reward(*batch), -torch.log(1 - d))
+        d = torch.sigmoid(algorithm.logits(*batch, torch.zeros(20)))
+        torch.testing.assert_close(algorithm.compute_reward(*batch), -torch.log(1 - d))
+        assert torch.equal(net(*batch), algorithm.compute_reward(*batch))  # what a run saves
 
 
 def test_airl_logit_subtracts_the_log_probability_and_its_reward_does_not():
@@ -66,7 +75,7 @@ def test_airl_v2_knows_ends_in_the_logit_and_not_in_the_reward():
 
 
 def test_later_versions_take_four_steps_and_normalise_by_the_rollouts_states():
-    for classes in [(gail_v2.GAILDiscriminatorV2, gail_v2.GAILV2), V2_AIRL]:
+    for classes in [V2_GAIL, V2_AIRL]:
         net, algorithm, demos = make(*classes)
         rollout = transitions(256, shift=-0.5)
         algorithm.update(*rollout, torch.zeros(256))
@@ -75,15 +84,7 @@ def test_later_versions_take_four_steps_and_normalise_by_the_rollouts_states():
         assert net.norm.running_mean.max() < demos["obs"].mean(0).min()
 
 
-@pytest.mark.parametrize(
-    "classes",
-    [
-        (gail.GAILDiscriminator, gail.GAIL),
-        (gail_v2.GAILDiscriminatorV2, gail_v2.GAILV2),
-        (airl.AIRLReward, airl.AIRL),
-        V2_AIRL,
-    ],
-)
+@pytest.mark.parametrize("classes", [V1_GAIL, V2_GAIL, (airl.AIRLReward, airl.AIRL), V2_AIRL])
 def test_discriminators_learn_to_prefer_the_expert(classes):
     _, algorithm, demos = make(*classes)
     if hasattr(algorithm, "set_policy"):
@@ -134,6 +135,27 @@ def test_a_frozen_reward_is_the_finished_runs_network(tiny_run):
         make_net(17, 6)
 
 
+def leave_gail_run(folder: Path, method: str = "gail") -> None:
+    """What load_run needs of a finished one."""
+    result = {"schema": 2, "method": method, "dims": [OBS_DIM, ACTION_DIM]}
+    (folder / "result.json").write_text(json.dumps(result))
+    torch.save(irl.Policy(OBS_DIM, ACTION_DIM).state_dict(), folder / "policy.pt")
+    torch.save(gail.GAILDiscriminator(OBS_DIM, ACTION_DIM).state_dict(), folder / "reward_net.pt")
+
+
+def test_the_file_of_a_frozen_reward_identifies_its_runs(tmp_path):
+    leave_gail_run(tmp_path)
+    files = runs.modules_of(frozen(tmp_path)[:2])
+    assert {Path(file).name for file in files} == {"frozen.py", "gail.py", "shared.py"}
+
+
+@pytest.mark.parametrize("method", ["imitation-gail", "sb3-oracle", "sac-custom-frozen"])
+def test_a_policy_of_another_library_is_not_called_damaged(method, tmp_path):
+    leave_gail_run(tmp_path, method)
+    with pytest.raises(irl.UserError, match=rf"of another library \({method}\), which cannot be"):
+        load_run(tmp_path)
+
+
 def test_a_run_without_a_reward_cannot_be_frozen(tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run[0], tmp_path / "oracle")
     (folder / "reward_net.pt").unlink()
@@ -161,6 +183,14 @@ def test_imitations_trainers_leave_the_result_of_any_run(peer, tmp_path, monkeyp
     assert result["demos"]["transitions"] == 200
     assert json.loads((args.out / "origin.json").read_text())["quick"] is False
     assert imitation_peers.run(peer, args) == result  # read, not trained again
+
+
+def test_flags_that_are_not_read_are_refused(tmp_path, monkeypatch):
+    words = ["bc", "--env", "Hopper-v4", "--gamma", "0.9", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["imitation_peers", *words])
+    with pytest.raises(irl.UserError, match="--gamma: not read by imitation's BC; expected some"):
+        imitation_peers.main()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_imitations_trainers_refuse_what_they_cannot_do(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,12 @@ REFUSED = [
     ("--quick --method imitation-gail", "of its own loop"),
     ("--panel tiny --demo-episodes 3", "--demo-episodes"),
     ("--demos nowhere.hdf5", "nowhere.hdf5: no such file"),
+    ("--learner sb3 --true-reward --gamma 0.9", "--gamma: not read by --learner sb3"),
+    ("--learner sac --frozen --clip_coef=0.1", "--clip-coef: not read by --learner sac"),
+    ("--method imitation-bc --update-epochs 1", "--update-epochs: not read by --method"),
+    ("--method iqlearn --total-timesteps 4096", "--total-timesteps: not read by --method"),
+    ("--diagnose --true-reward", "--diagnose: expected a run that saves a reward"),
+    ("--diagnose --method imitation-bc", "--diagnose: expected a run that saves a reward"),
 ]
 
 
@@ -156,7 +163,26 @@ def test_sac_has_a_budget_of_its_own_and_the_reward_it_learns_from_another(tmp_p
     assert job.folder.parts[-3] == "sac-custom-frozen-300000-steps"
 
 
-def test_demonstrations_of_another_format_are_converted_once(tmp_path):
+def test_runs_whose_reward_can_be_loaded_are_examined_and_the_others_named(
+    tmp_path, monkeypatch, capsys
+):
+    jobs = []
+    for method in ("custom", "iqlearn", "ibc", "imitation-gail"):
+        config = launch.Config(method, envs=("Hopper-v4",), seeds=(1,), variants=("full",))
+        jobs += jobs_of(config)
+    commands = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words) or done)
+    assert launch.examine(jobs, tmp_path / "rewards.md")
+    folders = [word for word in commands[0] if word.endswith("seed1")]
+    assert folders == [str(job.folder) for job in jobs[:2]]
+    said = "not examined, as no reward can be loaded: ibc, imitation-gail"
+    assert capsys.readouterr().out.strip() == said
+    assert launch.examine(jobs[2:], tmp_path / "rewards.md")
+    assert len(commands) == 1
+
+
+def test_demonstrations_of_another_format_are_converted_once(tmp_path, monkeypatch, capsys):
     states = np.random.default_rng(0).normal(size=(2, 11, 11)).astype(np.float32)  # two episodes
     obs, next_obs = states[:, :-1].reshape(20, 11), states[:, 1:].reshape(20, 11)
     acts = np.zeros((20, 3), np.float32)
@@ -167,7 +193,9 @@ def test_demonstrations_of_another_format_are_converted_once(tmp_path):
     config = launch.Config(envs=("Hopper-v4",), seeds=(1, 2), results=results)
     flags = ["--demos", str(source), "--demo-episodes", "1"]
     jobs = jobs_of(config, flags)
-    (converted,) = (results / "demos").iterdir()
+    (converted,) = (results / "demos").glob("*.npz")
+    notes = capsys.readouterr().out
+    assert len(notes.splitlines()) > 1
     assert {job.args.demos for job in jobs} == {converted}
     tensors = irl.load_demos(converted, 11, 3, episodes=1, subsample=1).tensors
     np.testing.assert_array_equal(tensors["next_obs"], next_obs[:10])
@@ -176,7 +204,13 @@ def test_demonstrations_of_another_format_are_converted_once(tmp_path):
     again = jobs_of(config, ["--demos", str(converted), "--demo-episodes", "1"])
     assert again[0].args.demos == converted
     jobs_of(config, flags)
+    assert capsys.readouterr().out == notes
     assert converted.stat().st_mtime_ns == written
+    monkeypatch.setattr(launch, "READERS", launch.READERS[1:])  # as if these had changed
+    content = converted.read_bytes()
+    jobs_of(config, flags)
+    assert converted.stat().st_mtime_ns > written
+    assert converted.read_bytes() == content  # so that finished runs stay those of this file
     np.savez(source, obs=obs + 2, acts=acts, next_obs=next_obs + 2, dones=dones)
     assert jobs_of(config, flags)[0].args.demos != converted
 
@@ -252,6 +286,42 @@ def test_a_run_that_another_process_holds_is_tried_again(monkeypatch, tmp_path, 
     assert launch.run_jobs(jobs, launch.Config(results=tmp_path), None)
     states = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
     assert states == ["running", "held", "done"]
+
+
+TRAINED_ONCE = """
+import pathlib, sys
+result = pathlib.Path(FOLDER, "result.json")
+trained = not result.exists()
+if trained:
+    result.write_text("new")
+sys.exit(75 if trained else 0)
+"""
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_to_overwrite_trains_a_finished_run_again_but_once(
+    overwrite, monkeypatch, tmp_path, capsys
+):
+    """Also if it is started a second time, here after it was held."""
+    monkeypatch.setattr(launch, "HELD_SECONDS", 0.1)
+    (job,) = jobs_with(TRAINED_ONCE, monkeypatch, tmp_path)
+    job.args = replace(job.args, overwrite=overwrite)
+    job.folder.mkdir(parents=True)
+    (job.folder / "result.json").write_text("old")
+    launch.print_plan([job], tmp_path)
+    assert ("  finished" in capsys.readouterr().out) != overwrite
+    assert launch.run_jobs([job], launch.Config(results=tmp_path), None)
+    assert job.state == "done"
+    assert (job.folder / "result.json").read_text() == ("new" if overwrite else "old")
+
+
+def test_what_a_stopped_launch_says_is_true_of_its_runs():
+    jobs = []
+    for method in ("gail", "imitation-gail"):
+        jobs += jobs_of(launch.Config(method, envs=("Hopper-v4",), seeds=(1,)))
+    jobs[0].state = jobs[1].state = "running"
+    assert launch.stopped(jobs[:1]) == "stopped; the same command continues from the checkpoints"
+    assert launch.stopped(jobs).endswith(", but 1 runs without checkpoints begin anew")
 
 
 def test_a_run_without_new_rows_is_named_and_killed_if_asked(monkeypatch, tmp_path, capsys):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,32 @@ def test_a_finished_run_is_not_submitted(tmp_path):
     run([job], tmp_path)  # the run itself compares it with what is asked for, here
     assert job.state == "done"
     assert job.ticket is None
+
+
+def test_a_finished_run_to_overwrite_is_submitted_as_one_to_be_trained(tmp_path):
+    (job,) = jobs_with("[ ! -e result.json ]", tmp_path)
+    job.args = replace(job.args, overwrite=True)
+    job.folder.mkdir(parents=True)
+    (job.folder / "result.json").write_text("{}")
+    run([job], tmp_path)
+    assert job.state == "done"
+    assert job.ticket is not None
+
+
+def test_only_runs_with_checkpoints_are_requeued_at_their_time_limit(tmp_path, monkeypatch):
+    jobs = jobs_with("exit 0", tmp_path, n=2)
+    jobs[0].run = replace(jobs[0].run, method="imitation-gail")
+    queue = queue_of(tmp_path)
+    submitted = []
+
+    def submit_tasks(tasks, submission, timeouts):
+        submitted.append(([task.log for task in tasks], timeouts))
+        return ["1"] * len(tasks)
+
+    monkeypatch.setattr(queue, "submit_tasks", submit_tasks)
+    while waiting := [job for job in jobs if job.ticket is None]:
+        queue.submit(waiting)
+    assert submitted == [([jobs[0].log], 0), ([jobs[1].log], cluster.MAX_TIMEOUTS)]
 
 
 def test_states_of_the_queue_are_those_of_the_runs(tmp_path):

@@ -429,8 +429,10 @@ def test_the_published_table_is_of_means_over_seeds():
         }
         for seed, share, x in ((1, 0.5, "stale_reward"), (2, 0.7, "stale_reward early_end"))
     ]
+    rows[1] |= {ranked[1]: 0.3}  # measured of one seed alone
     header, _, line = outputs.published_table(pd.DataFrame(rows)).strip().splitlines()
-    assert line == "| full, Hopper-v4 | 0.60 | 0.60 / - | early_end 1/2, stale_reward 2/2 |"
+    failures = "early_end 1/2, stale_reward 2/2"
+    assert line == f"| full, Hopper-v4 | 0.60 | 0.60 / 0.30 (1 of 2) | {failures} |"
     assert "distance" not in header  # not measured in any run
 
 
@@ -479,6 +481,9 @@ def test_bad_input_gets_one_line_and_nothing_is_written(tiny_run, tmp_path, monk
     assert not (tiny_run[0] / "diagnosis.json").exists()
     with pytest.raises(irl.UserError, match="no such file; expected a run that was examined"):
         diagnose_in_process(monkeypatch, tiny_run[0], "--table-only", "--table", tmp_path / "t.md")
+    for words in (("--seed", "-1"), ("--jobs", "0")):
+        with pytest.raises(irl.UserError, match=f"{' '.join(words)}: expected"):
+            diagnose_in_process(monkeypatch, tiny_run[0], *words)
     with pytest.raises(irl.UserError, match="expected --table FILE"):
         diagnose_in_process(monkeypatch, tiny_run[0], "--table-only")
     without_reward = tmp_path / "run"

@@ -8,6 +8,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,6 +44,24 @@ def test_the_published_figures_have_no_problem_and_are_those_of_readme():
     assert faults.block(figures).strip() in readme
     assert figures["cost"]["share"] < 0.02
     assert figures["cost"]["largest_mb"] < 50
+
+
+def test_a_launcher_that_fails_beside_another_is_a_problem(tmp_path, monkeypatch):
+    folder = tmp_path / "results" / "run"
+    folder.mkdir(parents=True)
+    for name in ("metrics.csv", "result.json"):
+        (folder / name).touch()
+    (folder / "log.txt").write_text("held by process 1\nheld by process 1\n")
+    codes = iter((-9, 0, 1, 0))
+
+    def start(*_, **__):
+        code = next(codes)
+        said = ("", "reason" if code else "")
+        return SimpleNamespace(returncode=code, kill=lambda: 0, communicate=lambda **_: said)
+
+    monkeypatch.setattr(faults, "subprocess", SimpleNamespace(Popen=start, PIPE=None))
+    found = faults.launcher(None, None, tmp_path, None)
+    assert found["problems"] == ["a launcher beside the run ended with 1: reason"]
 
 
 @pytest.fixture

@@ -473,9 +473,9 @@ def test_the_implicit_reward_is_q_minus_the_next_value():
 @pytest.mark.parametrize(
     ("module", "words", "message"),
     [
-        (ibc, ["--total-timesteps", "1000000"], "--total-timesteps: not a flag of this method"),
-        (ibc, ["--gamma", "0.9"], "--gamma: not a flag of this method"),
-        (iqlearn, ["--irl_lr=0.1"], "--irl-lr: not a flag of this method"),
+        (ibc, ["--total-timesteps", "1000000"], "--total-timesteps: not read by this method"),
+        (ibc, ["--gamma", "0.9"], "--gamma: not read by this method"),
+        (iqlearn, ["--irl_lr=0.1"], "--irl-lr: not read by this method"),
         (gail_sac, ["--env-steps", "2000"], "--env-steps 2000: expected more than the 2000"),
     ],
 )

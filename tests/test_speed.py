@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pandas as pd
+import pytest
 import torch
 from tqdm import tqdm
 
@@ -46,7 +47,10 @@ def test_the_document_shows_the_published_measurements():
 
 
 def test_every_candidate_is_measured(monkeypatch):
-    """With few gradient steps, on small rollouts."""
+    """With few gradient steps, on small rollouts. At one operation a second the roofline says how
+    many a step was counted to take: as in any whole intervals from one improvement to the next.
+    """
+    monkeypatch.setattr(speed, "product_rate", lambda: 1.0)
     short = replace(speed.Improving.hyperparameters, target_refreshes=1)
     monkeypatch.setattr(speed.Improving, "hyperparameters", short)
     small = {"num_envs": 4, "num_steps": 16, "num_minibatches": 2, "update_epochs": 1}
@@ -57,10 +61,21 @@ def test_every_candidate_is_measured(monkeypatch):
     is_phase = rows["what"].str.startswith("phase ")
     rate = rows[~is_phase].set_index("what")["steps_per_second"]
     assert (rate > 0).all()
-    assert rate["environment"] > rate["roofline"]
+    loop = speed.OurLoop(irl.Args("Hopper-v4", **small), irl.RewardNetwork, speed.Improving)
+    loop(speed.WARM_UP)
+    with speed.ProductCounter() as counter:
+        steps = loop(2 * irl.Hyperparameters.improvement_interval)
+    assert 1 / rate["roofline"] == pytest.approx(counter.flops / steps, rel=0.05)
     block = speed.speed_block(rows)
     for what in rate.index:
         assert f"| {what} | {rate[what]:.0f} |" in block
+
+
+@pytest.mark.parametrize("words", [("--rounds", "0"), ("--repeats", "0")])
+def test_nothing_to_measure_is_one_line(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["speed", "--out", "nowhere.csv", *words])
+    with pytest.raises(irl.UserError, match="--repeats, --rounds, --envs: expected at least one"):
+        speed.main()
 
 
 def test_tables_are_written_from_a_file_without_measuring(tmp_path, monkeypatch, capsys):

@@ -115,6 +115,7 @@ def test_several_runs_make_a_grid_of_environments_and_methods(own_run, tmp_path)
         (["run", "run2"], "--out: expected the film's name, as there are several runs"),
         (["run", "run2", "--out", "film.gif"], "a second run of bc-demos-mine on Corridor-v0"),
         (["nowhere"], "no such file; expected the folder of a finished run"),
+        (["run", "--seed", "-1"], "--seed -1: expected 0 or more"),
     ],
 )
 def test_bad_input_is_named(own_run, tmp_path, words, message, monkeypatch):

@@ -107,6 +107,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if not config.runs:
         raise irl.UserError("expected the folder of a finished run")
+    if config.seed < 0:
+        raise irl.UserError(f"--seed {config.seed}: expected 0 or more")
+    if config.jobs < 1:
+        raise irl.UserError(f"--jobs {config.jobs}: expected 1 or more")
     if config.table_only and config.table is None:
         raise irl.UserError("--table-only: expected --table FILE too")
     if config.table_only:

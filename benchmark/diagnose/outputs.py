@@ -107,13 +107,19 @@ def overview(all_found: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def mean_cell(numbers: pd.Series) -> str:
+    """The mean, and of how many if not of all; "-" where nothing was measured."""
+    numbers = numbers.astype(float)
+    few = f" ({numbers.count()} of {len(numbers)})" if 0 < numbers.count() < len(numbers) else ""
+    return f"{number(numbers.mean()) or '-'}{few}"
+
+
 def headline_cells(frame: pd.DataFrame) -> list[str]:
-    """The means over the rows of each of HEADLINES; "-" where nothing was measured."""
-    cells = []
-    for headline, (_, _, names) in HEADLINES.items():
-        numbers = frame[[f"{headline}: {name}" for name in names]].astype(float).mean()
-        cells.append(" / ".join(number(x) or "-" for x in numbers))
-    return cells
+    """The means over the rows of each of HEADLINES."""
+    return [
+        " / ".join(mean_cell(frame[f"{headline}: {name}"]) for name in names)
+        for headline, (_, _, names) in HEADLINES.items()
+    ]
 
 
 def overview_table(frame: pd.DataFrame) -> str:
@@ -136,7 +142,7 @@ def published_table(frame: pd.DataFrame) -> str:
     for (variant, env), of_seeds in frame.groupby(["variant", "env"]):
         failures = of_seeds["failures"].str.split().explode().value_counts()
         labels = [f"{label} {n}/{len(of_seeds)}" for label, n in sorted(failures.items())]
-        row = [f"{variant}, {env}", number(of_seeds["normalized_return"].mean())]
+        row = [f"{variant}, {env}", mean_cell(of_seeds["normalized_return"])]
         rows.append([*row, *headline_cells(of_seeds), ", ".join(labels) or "none"])
     measured = [i for i in range(len(rows[0])) if any(set(row[i]) - set("- /") for row in rows)]
     header = ["reward of", "policy, normalised", *HEADLINES, "failures"]
