@@ -11,8 +11,8 @@
 #   bash run_all.sh --help      all options; others go to custom_irl.py (--true-reward, ...)
 #   bash run_all.sh test        the tests; further words go to pytest
 #
-# Call it again after an interruption: finished runs are skipped, the others continue from their
-# checkpoints.
+# Call it again after an interruption: finished runs are skipped, those of the loop continue from
+# their checkpoints, those of a trainer with a loop of its own begin anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
