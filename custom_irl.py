@@ -316,7 +316,8 @@ def prepare_demos(args: Args, algorithm_cls: type | None = None) -> Demos:
     path = args.demos_path
     card, note = load_card(path, args.env)
     if card and args.max_episode_steps not in (None, gym.spec(args.env).max_episode_steps):
-        card, note = None, f"--max-episode-steps: the returns in {path.stem}.json are of another"
+        card = None
+        note = f"--max-episode-steps: not the time limit of {path.stem}.json; no return is normalised"
     if note:
         print(note, file=sys.stderr)
     if args.true_reward or not getattr(algorithm_cls, "needs_demos", True):
@@ -937,7 +938,7 @@ class IRLAlgorithm:
 
     @torch.no_grad()
     def update_baseline_score(self):
-        """The better mean score of the first two rollouts, of policies that know nothing yet."""
+        """The better mean score of the first two rollouts, the second after at most one update."""
         replay, n = self.replay, self.replay.rollout_size
         rows = slice(replay.n_expert, replay.n_expert + 2 * n)
         scores = self.reward_net.critic(self.reward_net.features(*replay.transitions(rows)))
