@@ -317,7 +317,7 @@ def prepare_demos(args: Args, algorithm_cls: type | None = None) -> Demos:
     card, note = load_card(path, args.env)
     if card and args.max_episode_steps not in (None, gym.spec(args.env).max_episode_steps):
         card = None
-        note = f"--max-episode-steps: not the time limit of {path.stem}.json; no return is normalised"
+        note = f"--max-episode-steps: not the limit of {path.stem}.json; no return is normalised"
     if note:
         print(note, file=sys.stderr)
     if args.true_reward or not getattr(algorithm_cls, "needs_demos", True):
