@@ -398,7 +398,8 @@ class Hyperparameters:
 
     # Behaviour cloning
     bc_rounds: int = 20  # rollouts during which the BC actors are trained
-    bc_steps: int = 1000  # gradient steps per rollout, times min(3, 1 + n_expert / 20,000)
+    bc_steps: int = 2000  # gradient steps per rollout
+    bc_batch: int = 128
     bc_lr: float = 2e-3  # decays to 0 along a cosine
 
     # Rollouts of the BC actors, with policy access only
@@ -410,7 +411,7 @@ class Hyperparameters:
 
     # Q and actor, with policy access only
     improvement_interval: int = 5  # rollouts from one policy improvement to the next
-    target_refreshes: int = 120  # per policy improvement; targets are computed once in each
+    target_refreshes: int = 120  # per fit, times q_share; targets are computed once in each
     q_steps_per_refresh: int = 10
     actor_steps_per_refresh: int = 4
     q_batch: int = 128
@@ -624,7 +625,6 @@ class BehaviourCloning:
         net, replay = algorithm.reward_net, algorithm.replay
         self.hp = algorithm.hyperparameters
         self.replay = replay
-        self.batch_size = max(2, algorithm.args.irl_batch_size)
         dims = (replay.obs.shape[1], 256, replay.acts.shape[1])
         self.actors = [mlp(*dims).to(algorithm.device) for _ in range(n_actors)]
         # The first layers normalise observations, which the loop does not; all actions are 0.
@@ -641,10 +641,10 @@ class BehaviourCloning:
         """The gradient steps of rollout `round_`. Half of each batch is drawn in proportion to the
         error: the first steps of an episode are rare in the data, but an error there ends it.
         """
-        hp, replay, size = self.hp, self.replay, self.batch_size // 2
+        hp, replay, size = self.hp, self.replay, self.hp.bc_batch // 2
         decay = 0.5 * (1 + np.cos(np.pi * (round_ - 1) / hp.bc_rounds))
         self.optimizer.param_groups[0]["lr"] = decay * hp.bc_lr
-        for step in range(int(hp.bc_steps * min(3, 1 + replay.n_expert / 20_000))):
+        for step in range(hp.bc_steps):
             if step % 100 == 0:
                 candidates = replay.sample_expert(8192)
                 with torch.no_grad():
@@ -683,6 +683,7 @@ class PolicyImprovement:
         self.base_lr = ppo_optimizer.param_groups[0]["lr"]
         self.lr_fraction = 1.0  # of base_lr: follows the loop's annealing, if it anneals
         self.bc_scale = 1.0  # until the BC actor has been evaluated
+        self.q_share = 1.0  # likewise
         obs_dim, action_dim = replay.obs.shape[1], replay.acts.shape[1]
         device = algorithm.device
         self.cloning = BehaviourCloning(algorithm, n_actors=2)
@@ -733,7 +734,9 @@ class PolicyImprovement:
                     p *= scale if round_ < hp.bc_rounds else 1.0
             logstd = hp.bc_logstds[round_ % 4]
         elif improvement == 1:
+            self.query_bc_actors()
             self.bc_scale = self.estimate_bc_scale()
+            self.q_share = self.estimate_q_share()
         t, rest = divmod(improvement - 1, hp.improvement_interval)
         improves = improvement > 0 and rest == 0
         if improves or (round_ > 1 and improvement <= 0):
@@ -755,6 +758,13 @@ class PolicyImprovement:
             scores = net.normalized_score(*self.replay.transitions(rows), net.baseline_score)
         gap = 1 - scores.mean().item()
         return 0.1 / min(max(gap, 0.001), 0.1)
+
+    def estimate_q_share(self):
+        """Share of the updates of Q and actor, which take most of a run's time: twice the mean
+        weight of Q in the states that the BC actor visits, at most 1.
+        """
+        visited = self.disagreement[-self.replay.recent(self.hp.bc_eval_rounds) :]
+        return min(1.0, 2 * self.q_weight(visited).mean().item())
 
     def query_bc_actors(self):
         """BC action and ensemble disagreement (DRIL, Brantley et al. 2020) of new replay rows."""
@@ -811,7 +821,7 @@ class PolicyImprovement:
         self.q_optimizer.param_groups[0]["lr"] = self.lr_fraction * self.base_lr
         self.actor_optimizer.param_groups[0]["lr"] = self.lr_fraction * self.base_lr / self.bc_scale
         returns = self.recent_returns()
-        for _ in range(hp.target_refreshes):
+        for _ in range(round(self.q_share * hp.target_refreshes)):
             recent = replay.sample_policy(3 * n // 8, hp.q_recent_rounds)
             expert = replay.sample_expert(n // 4)
             old = replay.sample_policy(3 * n // 8)

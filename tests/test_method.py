@@ -465,6 +465,24 @@ def test_bc_scale_is_the_inverse_of_what_the_bc_policy_lacks(score, scale):
     assert algorithm.improvement.estimate_bc_scale() == pytest.approx(scale, rel=1e-4)
 
 
+@pytest.mark.parametrize(("disagreement", "share"), [(0.0, 0.0), (0.5, 0.4), (3.0, 1.0)])
+def test_q_and_actor_are_updated_in_proportion_to_what_q_counts(disagreement, share):
+    """2 h(0.5) is 0.4. It reads the rollouts of the BC policy's evaluation and no others."""
+    algorithm, _, _ = with_policy(bc_eval_rounds=2, target_refreshes=10)
+    improvement = algorithm.improvement
+    for _ in range(3):
+        algorithm.replay.add(*batch(64), torch.zeros(64, dtype=torch.bool))
+    improvement.query_bc_actors()
+    improvement.disagreement[:-128] = 9.0
+    improvement.disagreement[-128:] = disagreement
+    improvement.q_share = improvement.estimate_q_share()
+    assert improvement.q_share == pytest.approx(share)
+    refreshes = []
+    improvement.td_targets = lambda rows: refreshes.append(1) or torch.zeros(len(rows))
+    improvement.fit_q(with_actor=True)
+    assert len(refreshes) == 10 * share
+
+
 def test_targets_use_the_averaged_actor_and_not_the_learner():
     """Q is the sum of the actions here, so a learner far away would raise every target."""
     algorithm, policy, _ = with_policy()
@@ -597,7 +615,7 @@ def test_no_state_is_paid_for_by_the_imitation_reward():
 
 
 def test_without_policy_access_ppo_is_paid_for_the_clones_actions():
-    _, algorithm, demos = make(bc_steps=300, bc_rounds=2)
+    _, algorithm, demos = make(bc_steps=600, bc_rounds=2)
     demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
     obs, acts, next_obs = batch(512, seed=3)
     for _ in range(3):
