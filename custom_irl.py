@@ -571,6 +571,7 @@ class Replay:
         self.n_expert = len(obs)
         self.n_policy = 0
         self.rollout_size = 0
+        self.buffers = {}  # of the columns, by name
         self.ended = torch.zeros(self.n_expert, dtype=torch.bool, device=obs.device)
         self.next_row = torch.full((self.n_expert,), -1, device=obs.device)
 
@@ -578,13 +579,23 @@ class Replay:
         """Appends a rollout."""
         next_row, followed = successors(obs, next_obs)
         next_row = torch.where(followed, len(self.obs) + next_row, -1)
-        self.obs = torch.cat([self.obs, obs])
-        self.acts = torch.cat([self.acts, acts])
-        self.next_obs = torch.cat([self.next_obs, next_obs])
-        self.ended = torch.cat([self.ended, ended])
-        self.next_row = torch.cat([self.next_row, next_row])
+        self.append("obs", obs)
+        self.append("acts", acts)
+        self.append("next_obs", next_obs)
+        self.append("ended", ended)
+        self.append("next_row", next_row)
         self.rollout_size = len(obs)
         self.n_policy += len(obs)
+
+    def append(self, name, rows):
+        """A column is a view of a buffer: one copy of it in 32 rollouts in place of one in each."""
+        column = getattr(self, name)
+        n = len(column) + len(rows)
+        if n > len(self.buffers.get(name, column)):
+            room = column.new_zeros(32 * len(rows), *column.shape[1:])
+            self.buffers[name] = torch.cat([column, room])
+        self.buffers[name][len(column) : n] = rows
+        setattr(self, name, self.buffers[name][:n])
 
     def recent(self, rollouts):
         """The number of transitions in the newest `rollouts` rollouts."""

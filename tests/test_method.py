@@ -266,6 +266,19 @@ def test_lambda_returns_equal_the_slow_recursion_whatever_the_order():
     torch.testing.assert_close(returns, expected.flatten()[order], rtol=1e-4, atol=1e-4)
 
 
+def test_a_replay_holds_the_demonstrations_and_every_rollout_in_order():
+    demos = batch(16, seed=9)
+    replay = irl.Replay(*demos)
+    rollouts = [(*batch(n, seed=n), torch.rand(n) < 0.5) for n in [5, 3, 400, 2] + 40 * [8]]
+    for rollout in rollouts:
+        replay.add(*rollout)
+    names = ("obs", "acts", "next_obs", "ended")
+    for name, first, *rest in zip(names, (*demos, torch.zeros(16, dtype=torch.bool)), *rollouts):
+        assert torch.equal(getattr(replay, name), torch.cat([first, *rest]))
+    assert replay.next_row.tolist() == (16 + 410 + 40 * 8) * [-1]
+    assert torch.equal(demos[0], batch(16, seed=9)[0])
+
+
 def test_rows_are_drawn_from_where_they_should_be():
     """The critic's policy rows: 1/2 of the newest rollouts, 1/8 of the first, the rest of all."""
     _, algorithm, _ = make()
