@@ -67,9 +67,17 @@ class Config:
 
 
 # ------------------------------------------------------------------------------------- candidates
+class AllUpdates(irl.PolicyImprovement):
+    """Q and actor get all their updates, as on scarce demonstrations; on dense ones fewer."""
+
+    def estimate_q_share(self):
+        return 1.0
+
+
 class Improving(irl.IRLAlgorithm):
     """The method, past its behaviour cloning from the fourth rollout on."""
 
+    policy_improvement_cls = AllUpdates
     hyperparameters = replace(
         irl.IRLAlgorithm.hyperparameters, bc_rounds=2, bc_steps=1, bc_eval_rounds=1
     )
