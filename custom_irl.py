@@ -399,7 +399,7 @@ class Hyperparameters:
     # Behaviour cloning
     bc_rounds: int = 20  # rollouts during which the BC actors are trained
     bc_steps: int = 2000  # gradient steps per rollout
-    bc_batch: int = 128
+    bc_batch: int = 128  # transitions per gradient step
     bc_lr: float = 2e-3  # decays to 0 along a cosine
 
     # Rollouts of the BC actors, with policy access only
@@ -588,7 +588,7 @@ class Replay:
         self.n_policy += len(obs)
 
     def append(self, name, rows):
-        """A column is a view of a buffer: one copy of it in 32 rollouts in place of one in each."""
+        """Appends to a column: a view of a buffer, which is copied once in 32 rollouts to grow."""
         column = getattr(self, name)
         n = len(column) + len(rows)
         if n > len(self.buffers.get(name, column)):
@@ -694,7 +694,7 @@ class PolicyImprovement:
         self.base_lr = ppo_optimizer.param_groups[0]["lr"]
         self.lr_fraction = 1.0  # of base_lr: follows the loop's annealing, if it anneals
         self.bc_scale = 1.0  # until the BC actor has been evaluated
-        self.q_share = 1.0  # likewise
+        self.q_share = 1.0  # share of target_refreshes, likewise
         obs_dim, action_dim = replay.obs.shape[1], replay.acts.shape[1]
         device = algorithm.device
         self.cloning = BehaviourCloning(algorithm, n_actors=2)
@@ -744,14 +744,13 @@ class PolicyImprovement:
                 for p in self.policy.actor_mean[-1].parameters():
                     p *= scale if round_ < hp.bc_rounds else 1.0
             logstd = hp.bc_logstds[round_ % 4]
-        elif improvement == 1:
-            self.query_bc_actors()
-            self.bc_scale = self.estimate_bc_scale()
-            self.q_share = self.estimate_q_share()
         t, rest = divmod(improvement - 1, hp.improvement_interval)
         improves = improvement > 0 and rest == 0
         if improves or (round_ > 1 and improvement <= 0):
             self.query_bc_actors()
+            if improvement == 1:
+                self.bc_scale = self.estimate_bc_scale()
+                self.q_share = self.estimate_q_share()
             self.fit_q(with_actor=improves)
         if improves:
             # Polynomial-decay averaging (arXiv 1212.1824), eta = 8; t is 0 at the first
