@@ -939,7 +939,7 @@ class IRLAlgorithm:
         return stats
 
     def start_round(self, obs, acts, next_obs, ended):
-        """What happens once a rollout. Returns the mean g of the rollout."""
+        """What happens once a rollout. Returns its mean g, and what was estimated of the clone."""
         self.round += 1
         self.replay.add(obs, acts, next_obs, ended)
         self.terminal_obs = self.replay.next_obs[self.replay.ended]
@@ -947,14 +947,16 @@ class IRLAlgorithm:
             odds = n / max(1, self.replay.n_policy - n)
             self.reward_net.termination_prior_logit.fill_(np.log(odds))
         self.update_baseline_score()
+        stats = {}
         if self.improvement is None:
             self.fit_value()
             if self.round <= self.hyperparameters.bc_rounds:
                 self.cloning.train(self.round)
         else:
             self.improvement.prepare_rollout_policy(self.round)
+            stats = {"bc_scale": self.improvement.bc_scale, "q_share": self.improvement.q_share}
         with torch.no_grad():
-            return {"g": self.reward_net.g(obs, acts, next_obs).mean().item()}
+            return stats | {"g": self.reward_net.g(obs, acts, next_obs).mean().item()}
 
     @torch.no_grad()
     def update_baseline_score(self):
