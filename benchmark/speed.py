@@ -5,8 +5,8 @@
     python -m benchmark.speed --envs Hopper-v4 --repeats 1 --rounds 2 --out /tmp/speed.csv  # a look
 
 custom              the method, after behaviour cloning: 458 of a run's 488 rollouts
-custom-reward-only  the method without policy access
-airl                baselines/airl.py in the same loop
+custom-reward-only  the method without policy access, likewise
+gail, airl          baselines/gail.py and airl.py in the same loop
 imitation           imitation's AIRL with the same settings and network sizes, 8 environments
 imitation-1         the same with 1 environment
 plain               custom written plainly: 1 environment, a reward a step, autograd throughout
@@ -37,6 +37,7 @@ from tqdm import tqdm
 import custom_irl as irl
 from baselines import imitation_peers
 from baselines.airl import AIRL, AIRLReward
+from baselines.gail import GAIL, GAILDiscriminator
 from benchmark import runs, tables
 
 CSV = runs.PUBLISHED / "speed.csv"
@@ -231,7 +232,8 @@ def measure(args: irl.Args, config: Config, bar: tqdm) -> list[dict]:
     reward_only = replace(args, no_policy_access=True)
     candidates = {
         "custom": custom,
-        "custom-reward-only": OurLoop(reward_only, irl.RewardNetwork, irl.IRLAlgorithm),
+        "custom-reward-only": OurLoop(reward_only, irl.RewardNetwork, Improving),
+        "gail": OurLoop(args, GAILDiscriminator, GAIL),
         "airl": OurLoop(args, AIRLReward, AIRL),
         "imitation": imitation_loop(args),
         "imitation-1": imitation_loop(replace(args, num_envs=1, num_steps=args.batch_size)),
@@ -274,6 +276,19 @@ def machine() -> str:
 
 
 # ----------------------------------------------------------------------------------------- tables
+def ratio_table(rates: pd.DataFrame, own: str) -> str:
+    """Of `own`'s speed to that of each other candidate; the roofline is that of `custom`."""
+    apart = ["custom", "custom-reward-only", "environment"]
+    apart += ["roofline"] if own != "custom" else []
+    rows = []
+    for name in rates.columns.drop(apart, errors="ignore"):
+        ratio = (rates[own] / rates[name]).groupby("env").agg(["median", "min", "max"])
+        cells = [f"{r.median:.2f} [{r.min:.2f}, {r.max:.2f}]" for r in ratio.itertuples()]
+        rows.append([name, *cells])
+    head = [f"`{own}` over ..., median [least, most]", *rates.index.unique("env")]
+    return tables.markdown_table(head, rows)
+
+
 def speed_block(rows: pd.DataFrame) -> str:
     """The tables of speed.csv."""
     is_phase = rows["what"].str.startswith("phase ")
@@ -281,11 +296,7 @@ def speed_block(rows: pd.DataFrame) -> str:
     median = rates.groupby("env").median()
     names = list(rows.loc[~is_phase, "what"].unique())
     steps = [[name, *(f"{rate:.0f}" for rate in median[name])] for name in names]
-    ratios = []
-    for name in [name for name in names[1:] if name != "environment"]:
-        ratio = (rates["custom"] / rates[name]).groupby("env").agg(["median", "min", "max"])
-        cells = [f"{r.median:.2f} [{r.min:.2f}, {r.max:.2f}]" for r in ratio.itertuples()]
-        ratios.append([name, *cells])
+    ratios = [ratio_table(rates[names], name) for name in names if name.startswith("custom")]
     phases = rows[is_phase].pivot(index="what", columns="env")["steps_per_second"]
     microseconds = [
         [title, *(f"{1e6 / rate:.0f}" for rate in phases.loc[f"phase {phase}"])]
@@ -297,8 +308,7 @@ def speed_block(rows: pd.DataFrame) -> str:
         f"{rates.groupby('env').size().max()} repeats.\n\n"
         + tables.markdown_table(["environment steps a second", *envs], steps)
         + "\n"
-        + tables.markdown_table(["`custom` over ..., median [least, most]", *envs], ratios)
-        + "\n"
+        + "".join(table + "\n" for table in ratios)
         + tables.markdown_table(["microseconds of a step of `custom`", *envs], microseconds)
     )
 

@@ -25,8 +25,8 @@ def test_the_products_of_a_layer_and_its_gradients_are_counted():
 def test_the_tables_are_medians_and_ratios_of_the_rows():
     rows = [
         {"env": "E", "repeat": repeat, "what": what, "steps_per_second": rate, "machine": "M"}
-        for repeat, rates in enumerate([(100.0, 50.0), (300.0, 100.0), (200.0, 200.0)])
-        for what, rate in zip(("custom", "plain"), rates)
+        for repeat, rates in enumerate([(100, 120, 50), (300, 200, 100), (200, 220, 200)])
+        for what, rate in zip(("custom", "custom-reward-only", "plain"), rates)
     ]
     phases = [(phase, 1e6 / (i + 1)) for i, phase in enumerate(speed.PHASES)]
     rows += [
@@ -36,7 +36,9 @@ def test_the_tables_are_medians_and_ratios_of_the_rows():
     block = speed.speed_block(pd.DataFrame(rows))
     assert "| custom | 200 |" in block
     assert "| plain | 100 |" in block
-    assert "| plain | 2.00 [1.00, 3.00] |" in block
+    of_custom, of_reward_only = block.split("`custom-reward-only` over ...")
+    assert "| plain | 2.00 [1.00, 3.00] |" in of_custom
+    assert "| plain | 2.00 [1.10, 2.40] |" in of_reward_only
     assert "| PPO | 5 |" in block
     assert "M. Median of 3 repeats" in block
 
