@@ -15,7 +15,6 @@ OF_OLDER_CODE = {  # panels of the method: "Known gaps" in benchmark/README.md
     ("full", "scarce"),
     ("full", "tiny"),
     ("full", "one"),
-    ("reward-only", "scarce"),
 }
 
 
