@@ -12,7 +12,6 @@ import custom_irl as irl
 from benchmark import page, report, runs, tables
 
 OF_OLDER_CODE = {  # panels of the method: "Known gaps" in benchmark/README.md
-    ("full", "scarce"),
     ("full", "tiny"),
     ("full", "one"),
 }
