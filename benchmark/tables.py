@@ -461,8 +461,10 @@ def read_curves(frame: pd.DataFrame) -> pd.DataFrame:
     """About 100 points a run: mean true return of the training episodes of the last 20 rollouts."""
     of_run = [*KEY, "id"]
     columns = [*of_run, "steps", "true_return"]
+    # Not of a run without environment steps, nor of one whose actions are partly the expert's.
+    drawn = frame[(frame["steps"] > 0) & (frame["expert_queries"] == 0)]
     curves = []
-    for run in frame[frame["steps"] > 0].to_dict("records"):  # imitation's BC takes no steps
+    for run in drawn.to_dict("records"):
         metrics = read_metrics(Path(run["folder"]) / "metrics.csv")
         smooth = metrics["true_return"].rolling(20, min_periods=1).mean().round(1)
         every = max(1, len(metrics) // 100)

@@ -161,6 +161,18 @@ def test_a_value_that_no_table_can_hold_is_named_by_file_and_key(tmp_path, key, 
         tables.read_runs(tmp_path)
 
 
+def test_a_run_that_asked_the_expert_is_reported_without_a_curve(tmp_path):
+    """DAgger's episodes while it trains are partly the expert's: it writes no true_return."""
+    folder = write_run(tmp_path, method="dagger")
+    result = runs.read_json(folder / "result.json") | {"data": {"expert_queries": 30_000}}
+    irl.write_text(folder / "result.json", json.dumps(result))
+    (folder / "metrics.csv").write_text("steps,mixture_return\n2000,3696.4\n")
+    write_run(tmp_path)
+    frame = tables.read_runs(tmp_path)
+    assert set(frame["method"]) == {"custom", "dagger"}
+    assert set(tables.read_curves(frame)["method"]) <= {"custom"}
+
+
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "steps,true_return\n1,x\n", "\0\1"])
 def test_metrics_that_cannot_be_drawn_are_named(tmp_path, text):
     (write_run(tmp_path) / "metrics.csv").write_text(text)
