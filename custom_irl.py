@@ -939,7 +939,9 @@ class IRLAlgorithm:
         return stats
 
     def start_round(self, obs, acts, next_obs, ended):
-        """What happens once a rollout. Returns its mean g, and what was estimated of the clone."""
+        """What happens once a rollout. Returns its mean g and, with policy access, how good the BC
+        actor was estimated to be (bc_scale) and how much Q is trained (q_share).
+        """
         self.round += 1
         self.replay.add(obs, acts, next_obs, ended)
         self.terminal_obs = self.replay.next_obs[self.replay.ended]

@@ -277,9 +277,9 @@ def machine() -> str:
 
 # ----------------------------------------------------------------------------------------- tables
 def ratio_table(rates: pd.DataFrame, own: str) -> str:
-    """Of `own`'s speed to that of each other candidate; the roofline is that of `custom`."""
+    """Of `own`'s speed to that of each other candidate; `plain` and the roofline are `custom`'s."""
     apart = ["custom", "custom-reward-only", "environment"]
-    apart += ["roofline"] if own != "custom" else []
+    apart += ["plain", "roofline"] if own != "custom" else []
     rows = []
     for name in rates.columns.drop(apart, errors="ignore"):
         ratio = (rates[own] / rates[name]).groupby("env").agg(["median", "min", "max"])

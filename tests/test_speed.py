@@ -26,7 +26,7 @@ def test_the_tables_are_medians_and_ratios_of_the_rows():
     rows = [
         {"env": "E", "repeat": repeat, "what": what, "steps_per_second": rate, "machine": "M"}
         for repeat, rates in enumerate([(100, 120, 50), (300, 200, 100), (200, 220, 200)])
-        for what, rate in zip(("custom", "custom-reward-only", "plain"), rates)
+        for what, rate in zip(("custom", "custom-reward-only", "plain", "gail"), (*rates, rates[2]))
     ]
     phases = [(phase, 1e6 / (i + 1)) for i, phase in enumerate(speed.PHASES)]
     rows += [
@@ -38,7 +38,8 @@ def test_the_tables_are_medians_and_ratios_of_the_rows():
     assert "| plain | 100 |" in block
     of_custom, of_reward_only = block.split("`custom-reward-only` over ...")
     assert "| plain | 2.00 [1.00, 3.00] |" in of_custom
-    assert "| plain | 2.00 [1.10, 2.40] |" in of_reward_only
+    assert "| gail | 2.00 [1.10, 2.40] |" in of_reward_only
+    assert "plain" not in of_reward_only  # which trains Q, too
     assert "| PPO | 5 |" in block
     assert "M. Median of 3 repeats" in block
 
