@@ -272,6 +272,7 @@ def test_preemption_waits_for_the_checkpoint_and_gives_the_same_task_again(told_
     thread = threading.Thread(target=first.run_worker, args=(None,))
     thread.start()
     wait_for(lambda: first.log.exists() and "begun" in first.log.read_text())
+    wait_for(lambda: first.process)  # its thread may set it after the worker's line
     os.kill(first.process.pid, signal.SIGUSR2)  # Slurm sends it to every process of the job
     if told_before:  # and SIGTERM, in a preemption
         os.kill(first.process.pid, signal.SIGTERM)
