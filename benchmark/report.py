@@ -199,7 +199,7 @@ def write_blocks() -> None:
     for (path, name), text in blocks().items():
         tables.write_block(path, name, text)
     published = tables.read_published()
-    rows = tables.HEADLINE.values()
+    rows = {(name, variant) for names, variant in tables.HEADLINE.values() for name in names}
     shown = [row in rows for row in zip(published["method"], published["variant"])]
     draw_returns(published[shown], runs.PUBLISHED / "returns.png")
 

@@ -380,20 +380,20 @@ def share_cell(frame: pd.DataFrame) -> str:
 
 
 # --------------------------------------------------------------------------- README's only table
-HEADLINE = {  # row of README's table: method, variant
-    "**custom, with policy access**": ("custom", "full"),
-    "**custom, reward only**": ("custom", "reward-only"),
-    "behaviour cloning": ("bc", "full"),
-    "IQ-Learn, offline": ("iqlearn", "full"),
-    "AIRL": ("airl", "full"),
-    "GAIL": ("gail", "full"),
-    "PPO on the true reward": ("oracle", "full"),
+HEADLINE = {  # row of README's table: methods, of which a cell shows the best one; variant
+    "**custom, with policy access**": (("custom",), "full"),
+    "**custom, reward only**": (("custom",), "reward-only"),
+    "behaviour cloning": (("bc",), "full"),
+    "IQ-Learn, offline": (("iqlearn",), "full"),
+    "AIRL": (("airl", "airl-v2"), "full"),
+    "GAIL": (("gail", "gail-v2"), "full"),
+    "PPO on the true reward": (("oracle",), "full"),
 }
 AMOUNTS = {"dense": "50 episodes", "scarce": "1,000", "tiny": "200", "one": "50 transitions"}
 
 
 def chosen(published: pd.DataFrame, method: str, variant: str, panel: str) -> pd.DataFrame:
-    """The runs of one of the HEADLINE's rows; the oracle uses no demonstrations."""
+    """The runs of a method in one of the HEADLINE's cells; the oracle uses no demonstrations."""
     rows = published[(published["method"] == method) & (published["variant"] == variant)]
     plain = rows[rows["panel"] == ("dense" if method == "oracle" else panel)]
     allowed = {"reward-only", panel}
@@ -401,30 +401,46 @@ def chosen(published: pd.DataFrame, method: str, variant: str, panel: str) -> pd
     return plain[own.astype(bool)]
 
 
+def intervals(
+    published: pd.DataFrame, methods: tuple[str, ...], variant: str, panel: str
+) -> dict[str, tuple[float, float, float]]:
+    """Interquartile mean and its interval of those of the methods that have run all seeds."""
+    scores = {name: scores_by_env(chosen(published, name, variant, panel)) for name in methods}
+    complete = {k: x for k, x in scores.items() if x and min(map(len, x)) >= len(runs.SEEDS)}
+    return {name: iqm_interval(x) for name, x in complete.items()}
+
+
 def readme_table(published: pd.DataFrame) -> str:
     """Interquartile mean [interval] of each row and amount of demonstrations, and what it hides."""
-    rows, missing, worst = [], [], []
-    for title, (method, variant) in HEADLINE.items():
+    rows, missing, worst, versions = [], [], [], []
+    for title, (methods, variant) in HEADLINE.items():
         cells = []
         for panel, amount in AMOUNTS.items():
-            frame = chosen(published, method, variant, panel)
-            scores = scores_by_env(frame)
-            if not scores or min(map(len, scores)) < len(runs.SEEDS):
+            found = intervals(published, methods, variant, panel)
+            if not found:
                 cells.append("—")
                 missing.append(f"{title.strip('*')} with {amount}")
                 continue
-            mean, low, high = iqm_interval(scores)
+            method = max(found, key=found.get)
+            mean, low, high = found[method]
             cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
             if method == "custom":
+                frame = chosen(published, method, variant, panel)
                 lowest = frame.loc[frame["normalized_return"].idxmin()]
                 worst.append((amount, variant, lowest))
+            if len(found) > 1:
+                versions.append(f"`{method}` with {amount}")
         rows.append([title, *cells])
     table = markdown_table(["final policy", *AMOUNTS.values()], rows)
-    return table + "\n" + readme_notes(published, missing, worst)
+    return table + "\n" + readme_notes(published, missing, worst, versions)
 
 
-def readme_notes(published: pd.DataFrame, missing: list[str], worst: list[tuple]) -> str:
-    """Under the table: what a number is, command and time, the worst runs, what is not run yet."""
+def readme_notes(
+    published: pd.DataFrame, missing: list[str], worst: list[tuple], versions: list[str]
+) -> str:
+    """Under the table: what a number is, command and time, the worst runs, which of two versions of
+    a baseline is shown, what is not run yet.
+    """
     variants = ("full", "reward-only")
     custom = pd.concat(chosen(published, "custom", variant, "dense") for variant in variants)
     hidden = [
@@ -441,6 +457,8 @@ def readme_notes(published: pd.DataFrame, missing: list[str], worst: list[tuple]
         f" {len(custom)} runs, {minutes:.0f} minutes of one core in all.",
         f"The worst runs that these means hide: {'; '.join(hidden)}.",
     ]
+    if versions:
+        lines.append(f"The better one, where two versions have been run: {', '.join(versions)}.")
     if missing:
         lines.append(f"Not run yet: {'; '.join(missing)}.")
     return "\n".join(f"- {line}" for line in lines)

@@ -274,6 +274,19 @@ def test_a_cell_of_readmes_table_is_of_all_seeds(tmp_path):
         assert (missing in text) != complete
 
 
+def test_of_two_versions_of_a_baseline_the_better_one_is_in_readmes_table(tmp_path):
+    for env in runs.ENVS:
+        for seed in runs.SEEDS:
+            write_run(tmp_path, method="gail", env=env, seed=seed, share=0.1)
+            write_run(tmp_path, method="gail-v2", env=env, seed=seed, share=0.3)
+            write_run(tmp_path, method="airl", env=env, seed=seed, share=0.2)
+    write_run(tmp_path, method="airl-v2", share=0.9)
+    text = tables.readme_table(tables.read_runs(tmp_path))
+    assert "| GAIL | 0.30 [0.30, 0.30] | — |" in text
+    assert "| AIRL | 0.20 [0.20, 0.20] | — |" in text  # airl-v2 lacks seeds
+    assert "two versions have been run: `gail-v2` with 50 episodes." in text
+
+
 def test_cleanils_methods_stand_beside_what_is_published_of_them(tmp_path):
     for seed, share in ((42, 0.9), (123, 0.7)):
         write_run(tmp_path, method="iqlearn", seed=seed, share=share)
