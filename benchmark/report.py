@@ -227,11 +227,11 @@ def official(frame: pd.DataFrame) -> pd.DataFrame:
 
     Trainers of other libraries, which are slower, may have a smaller budget; their rows say so.
     """
-    own = f"reward-only|{'|'.join(runs.PANELS.values())}"
+    own = f"reward-only|{tables.FRESH}|{'|'.join(runs.PANELS.values())}"
     plain = tables.has_only(frame, own)
     smaller = tables.has_only(frame, rf"{own}|\d+-steps")
     theirs = frame["method"].str.startswith(runs.OTHER_LIBRARIES)
-    seeds = (frame["seed"] - (frame["variant"] == "frozen")).isin(runs.SEEDS)
+    seeds = (frame["seed"] - (frame["variant"] == "frozen")).isin(runs.SEEDS + runs.FRESH_SEEDS)
     ablation = frame["method"].str.startswith("ablation-")
     benchmark = frame["env"].isin(runs.ENVS) & seeds & ~ablation
     return frame[(plain | (smaller & theirs)) & benchmark & frame["git_clean"]]

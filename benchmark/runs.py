@@ -31,6 +31,7 @@ RESULTS = irl.ROOT / "results"
 PUBLISHED = irl.ROOT / "benchmark" / "data"
 ENVS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS = (42, 123, 456)
+FRESH_SEEDS = tuple(range(101, 111))  # run once, after the method was frozen
 PANELS = {(50, 1): "dense", (20, 20): "scarce", (4, 20): "tiny", (1, 20): "one"}
 QUICK_TIMESTEPS = 40_960
 CHECKPOINT = "checkpoint.json"  # in a run's folder while it is not finished: what PIECES hold

@@ -25,6 +25,7 @@ COLUMNS = [
 ]  # fmt: skip
 NUMBERS = ("eval_return_mean", "eval_return_std", "steps_per_second")
 CONTROLS = ("expert", "random")  # rows of results.csv that no run wrote: from the cards
+FRESH = "fresh-seeds"  # label of runs of FRESH_SEEDS: a row of their own
 
 
 # -------------------------------------------------------------------------------------------- runs
@@ -61,6 +62,7 @@ def read_row(folder: Path) -> dict:
         config = result["config"]
         labels = runs.labels_of(config, origin.get("quick", False))
         labels += runs.changed(result["method"], result.get("hyperparameters", {}))
+        labels += [FRESH] if result["seed"] in runs.FRESH_SEEDS else []
         row = {
             **{key: result[key] for key in ("method", "env", "seed", "steps", "date", "id")},
             **{key: result[key] for key in (*NUMBERS, "normalized_return")},
@@ -393,12 +395,16 @@ AMOUNTS = {"dense": "50 episodes", "scarce": "1,000", "tiny": "200", "one": "50 
 
 
 def chosen(published: pd.DataFrame, method: str, variant: str, panel: str) -> pd.DataFrame:
-    """The runs of a method in one of the HEADLINE's cells; the oracle uses no demonstrations."""
+    """The runs of a method in one of the HEADLINE's cells; the oracle uses no demonstrations.
+
+    Of the fresh seeds alone where all have been run in each environment, else of SEEDS.
+    """
     rows = published[(published["method"] == method) & (published["variant"] == variant)]
     plain = rows[rows["panel"] == ("dense" if method == "oracle" else panel)]
-    allowed = {"reward-only", panel}
-    own = plain["labels"].map(lambda labels: set(labels.split()) <= allowed)
-    return plain[own.astype(bool)]
+    own = plain[has_only(plain, f"reward-only|{FRESH}|{panel}")]
+    fresh = own["seed"].isin(runs.FRESH_SEEDS)
+    complete = own[fresh].groupby("env")["seed"].nunique().reindex(ENVS) == len(runs.FRESH_SEEDS)
+    return own[fresh] if complete.all() else own[~fresh]
 
 
 def intervals(
@@ -441,24 +447,30 @@ def readme_notes(
     """Under the table: what a number is, command and time, the worst runs, which of two versions of
     a baseline is shown, what is not run yet.
     """
-    variants = ("full", "reward-only")
-    custom = pd.concat(chosen(published, "custom", variant, "dense") for variant in variants)
+    names = {"full": "with policy access", "reward-only": "reward only"}
+    custom = pd.concat(chosen(published, "custom", variant, "dense") for variant in names)
     hidden = [
         f"{run['normalized_return']:.2f} ({run['env'].split('-')[0]}, seed {run['seed']}, "
-        f"{amount}, {'reward only' if variant == 'reward-only' else 'with policy access'})"
+        f"{amount}, {names[variant]})"
         for amount, variant, run in worst
     ]
     minutes = custom["minutes"].sum()
+    fresh = custom["seed"].isin(runs.FRESH_SEEDS)
+    command = "bash run_all.sh --study benchmark/studies/ten-seeds.toml"
     lines = [
         f"Interquartile mean [95 % interval] of the normalised return (0: random policy, 1: expert)"
         f" over {', '.join(ENVS)} and {len(runs.SEEDS)} seeds: final policy, 10 deterministic"
         " episodes. PPO on the true reward uses no demonstrations.",
-        "`bash run_all.sh` makes the first column of both `custom` rows:"
-        f" {len(custom)} runs, {minutes:.0f} minutes of one core in all.",
+        f"`{command if fresh.all() else 'bash run_all.sh'}` makes the first column of both"
+        f" `custom` rows: {len(custom)} runs, {minutes:.0f} minutes of one core in all.",
         f"The worst runs that these means hide: {'; '.join(hidden)}.",
     ]
     if versions:
         lines.append(f"The better one, where two versions have been run: {', '.join(versions)}.")
+    if fresh.any():
+        variants = " and ".join(dict.fromkeys(names[v] for v in custom.loc[fresh, "variant"]))
+        seeds = f"{runs.FRESH_SEEDS[0]} to {runs.FRESH_SEEDS[-1]}"
+        lines.append(f"Seeds {seeds}, on which nothing was tuned: custom, {variants}, 50 episodes.")
     if missing:
         lines.append(f"Not run yet: {'; '.join(missing)}.")
     return "\n".join(f"- {line}" for line in lines)

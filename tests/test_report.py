@@ -274,6 +274,23 @@ def test_a_cell_of_readmes_table_is_of_all_seeds(tmp_path):
         assert (missing in text) != complete
 
 
+def test_the_ten_fresh_seeds_take_the_cell_when_all_have_been_run(tmp_path):
+    for env in runs.ENVS:
+        for seed in runs.SEEDS + runs.FRESH_SEEDS[:-1]:
+            write_run(tmp_path, env=env, seed=seed, share=0.5 if seed in runs.SEEDS else 0.8)
+    before = tables.readme_table(tables.read_runs(tmp_path))
+    for env in runs.ENVS:
+        write_run(tmp_path, env=env, seed=runs.FRESH_SEEDS[-1], share=0.8)
+    frame = tables.read_runs(tmp_path)
+    after = tables.readme_table(frame)
+    assert "| **custom, with policy access** | 0.50 [0.50, 0.50] |" in before
+    assert "| **custom, with policy access** | 0.80 [0.80, 0.80] |" in after
+    assert "101 to 110, on which nothing was tuned: custom, with policy access, 50" in after
+    assert "on which nothing was tuned" not in before
+    names = tables.named(report.official(frame)).groupby("name")["seed"].nunique().to_dict()
+    assert names == {"custom": 3, "custom-fresh-seeds": 10}  # rows of their own in all tables
+
+
 def test_of_two_versions_of_a_baseline_the_better_one_is_in_readmes_table(tmp_path):
     for env in runs.ENVS:
         for seed in runs.SEEDS:
