@@ -398,7 +398,7 @@ class Hyperparameters:
 
     # Behaviour cloning
     bc_rounds: int = 20  # rollouts during which the BC actors are trained
-    bc_steps: int = 2000  # gradient steps per rollout
+    bc_steps: int = 2000  # gradient steps per rollout; fewer on less than 1,000 transitions
     bc_batch: int = 128  # transitions per gradient step
     bc_lr: float = 2e-3  # decays to 0 along a cosine
 
@@ -655,7 +655,7 @@ class BehaviourCloning:
         hp, replay, size = self.hp, self.replay, self.hp.bc_batch // 2
         decay = 0.5 * (1 + np.cos(np.pi * (round_ - 1) / hp.bc_rounds))
         self.optimizer.param_groups[0]["lr"] = decay * hp.bc_lr
-        for step in range(hp.bc_steps):
+        for step in range(round(hp.bc_steps * min(1, 0.5 + replay.n_expert / 2000))):
             if step % 100 == 0:
                 candidates = replay.sample_expert(8192)
                 with torch.no_grad():

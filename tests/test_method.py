@@ -349,6 +349,17 @@ def test_bc_learns_the_demonstrations_and_what_is_rare_in_them(monkeypatch):
     assert rare[0] < 0.7 * rare[1]
 
 
+@pytest.mark.parametrize(("transitions", "steps"), [(50, 21), (200, 24), (1000, 40), (3000, 40)])
+def test_bc_takes_fewer_steps_on_few_transitions(monkeypatch, transitions, steps):
+    algorithm, _, _ = with_policy(bc_steps=40)
+    algorithm.replay.n_expert = transitions
+    counted = []
+    monkeypatch.setattr(irl, "gradient_step", lambda optimizer, loss: counted.append(loss))
+    monkeypatch.setattr(algorithm.replay, "sample_expert", lambda size: torch.randint(512, (size,)))
+    algorithm.improvement.cloning.train(1)
+    assert len(counted) == steps
+
+
 def test_bc_actors_disagree_where_nothing_was_demonstrated():
     algorithm, _, demos = with_policy(bc_steps=500)
     improvement = algorithm.improvement
@@ -628,7 +639,7 @@ def test_no_state_is_paid_for_by_the_imitation_reward():
 
 
 def test_without_policy_access_ppo_is_paid_for_the_clones_actions():
-    _, algorithm, demos = make(bc_steps=600, bc_rounds=2)
+    _, algorithm, demos = make(bc_steps=800, bc_rounds=2)
     demos["acts"][:] = 0.3 * demos["obs"][:, :ACTION_DIM].sin()
     obs, acts, next_obs = batch(512, seed=3)
     for _ in range(3):
