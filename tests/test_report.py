@@ -13,7 +13,7 @@ from benchmark import page, report, runs, tables
 
 # Panels of the method: "Known gaps" in benchmark/README.md
 FEW = ("tiny", "one")  # less than 1,000 transitions: the last change of the method is of these
-OF_OLDER_CODE = {("full", "one"), ("reward-only", "tiny"), ("reward-only", "one")}
+OF_OLDER_CODE = {("reward-only", "tiny"), ("reward-only", "one")}
 
 
 def write_run(results, method="custom", env="Hopper-v4", seed=1, score=1000.0, share=0.5, **config):
