@@ -231,7 +231,7 @@ def official(frame: pd.DataFrame) -> pd.DataFrame:
     plain = tables.has_only(frame, own)
     smaller = tables.has_only(frame, rf"{own}|\d+-steps")
     theirs = frame["method"].str.startswith(runs.OTHER_LIBRARIES)
-    seeds = (frame["seed"] - (frame["variant"] == "frozen")).isin(runs.SEEDS + runs.FRESH_SEEDS)
+    seeds = tables.own_seed(frame["seed"], frame["variant"]).isin(runs.SEEDS + runs.FRESH_SEEDS)
     ablation = frame["method"].str.startswith("ablation-")
     benchmark = frame["env"].isin(runs.ENVS) & seeds & ~ablation
     return frame[(plain | (smaller & theirs)) & benchmark & frame["git_clean"]]

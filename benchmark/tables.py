@@ -62,7 +62,6 @@ def read_row(folder: Path) -> dict:
         config = result["config"]
         labels = runs.labels_of(config, origin.get("quick", False))
         labels += runs.changed(result["method"], result.get("hyperparameters", {}))
-        labels += [FRESH] if result["seed"] in runs.FRESH_SEEDS else []
         row = {
             **{key: result[key] for key in ("method", "env", "seed", "steps", "date", "id")},
             **{key: result[key] for key in (*NUMBERS, "normalized_return")},
@@ -80,10 +79,17 @@ def read_row(folder: Path) -> dict:
             "folder": str(folder),
         }
         check_row(row)
+        if own_seed(row["seed"], row["variant"]) in runs.FRESH_SEEDS:
+            row["labels"] = " ".join([*labels, FRESH])
         return row
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"{error!r}; expected a result.json that a run wrote"
         raise irl.UserError(f"{folder / 'result.json'}: {problem}") from None
+
+
+def own_seed(seed, variant):
+    """Seeds of runs; where the reward was frozen, of the run that learned it: one less."""
+    return seed - (variant == "frozen")
 
 
 def amounts_used(result: dict) -> dict[str, int]:
@@ -456,12 +462,13 @@ def readme_notes(
     ]
     minutes = custom["minutes"].sum()
     fresh = custom["seed"].isin(runs.FRESH_SEEDS)
-    command = "bash run_all.sh --study benchmark/studies/ten-seeds.toml"
+    study = "bash run_all.sh --study benchmark/studies/ten-seeds.toml"
+    commands = [f"`{study if own else 'bash run_all.sh'}`" for own in dict.fromkeys(fresh)]
     lines = [
         f"Interquartile mean [95 % interval] of the normalised return (0: random policy, 1: expert)"
         f" over {', '.join(ENVS)} and {len(runs.SEEDS)} seeds: final policy, 10 deterministic"
         " episodes. PPO on the true reward uses no demonstrations.",
-        f"`{command if fresh.all() else 'bash run_all.sh'}` makes the first column of both"
+        f"{' and '.join(commands)} make{'s' * (len(commands) < 2)} the first column of both"
         f" `custom` rows: {len(custom)} runs, {minutes:.0f} minutes of one core in all.",
         f"The worst runs that these means hide: {'; '.join(hidden)}.",
     ]

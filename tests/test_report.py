@@ -286,6 +286,15 @@ def test_the_ten_fresh_seeds_take_the_cell_when_all_have_been_run(tmp_path):
     assert "| **custom, with policy access** | 0.80 [0.80, 0.80] |" in after
     assert "101 to 110, on which nothing was tuned: custom, with policy access, 50" in after
     assert "on which nothing was tuned" not in before
+    for seed in runs.SEEDS:
+        for env in runs.ENVS:
+            write_run(tmp_path, env=env, seed=seed, no_policy_access=True)
+    mixed = tables.readme_table(tables.read_runs(tmp_path))
+    assert "`bash run_all.sh --study benchmark/studies/ten-seeds.toml` makes" in after
+    assert "ten-seeds.toml` and `bash run_all.sh` make the first column" in mixed
+    write_run(tmp_path, "custom-frozen", seed=runs.FRESH_SEEDS[-1] + 1)
+    (frozen,) = tables.read_runs(tmp_path).query("method == 'custom-frozen'")["labels"]
+    assert frozen == "fresh-seeds"  # as the run that learned the reward
     names = tables.named(report.official(frame)).groupby("name")["seed"].nunique().to_dict()
     assert names == {"custom": 3, "custom-fresh-seeds": 10}  # rows of their own in all tables
 
