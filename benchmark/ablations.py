@@ -2,7 +2,7 @@
 
     bash run_all.sh --method ablation-no-value --envs Hopper-v4 --seeds 1 2 3 --update-epochs 1
     python -m benchmark.ablations --publish    # results/ into data/ablations.csv, figure, METHOD.md
-    python -m benchmark.ablations --blocks     # METHOD.md's table anew from data/ablations.csv
+    python -m benchmark.ablations --blocks     # METHOD.md's tables anew from data/ablations.csv
 
 With policy access PPO is paid 0 and its gradient is exactly 0, so that one epoch does what ten do
 (--update-epochs 1).
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import torch.nn as nn
 import tyro
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 import custom_irl as irl
 from benchmark import runs, tables
@@ -193,13 +193,14 @@ class Config:
     publish: bool = False
     """merge the ablations' runs of committed code into data/ablations.csv; then --blocks"""
     blocks: bool = False
-    """rewrite METHOD.md's table and data/ablations.png from data/ablations.csv"""
+    """rewrite METHOD.md's tables and data/ablations.png from data/ablations.csv"""
     results: Path = runs.RESULTS
     """folder with the runs"""
 
 
 def publish(results: Path, path: Path) -> None:
-    """Merges the runs below `results` into the table at `path`, in place of the same ones there.
+    """Merges the runs below `results` into the table at `path`, in place of the same ones of the
+    same commit there.
 
     Raises:
         UserError: if there is no run of an ablation, of a clean commit and not a quick look.
@@ -210,7 +211,13 @@ def publish(results: Path, path: Path) -> None:
     found = found[tables.has_only(found, rf"\d+-steps|update-epochs-1|{panels}")]
     if found.empty:
         raise irl.UserError(f"{results}: no run of an ablation of a committed, clean tree")
-    tables.merge_published(path, found)
+    tables.merge_published(path, found, ["git_commit", *tables.KEY])
+
+
+def by_commit(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The runs of each commit, the newest first: only those of one commit can be compared."""
+    parts = [part for _, part in table.groupby("git_commit")]
+    return sorted(parts, key=lambda part: part["date"].min(), reverse=True)
 
 
 def cells_of(table: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
@@ -218,35 +225,59 @@ def cells_of(table: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
     return list(table.sort_values("seed").groupby(["panel", "env", "steps"]))
 
 
+def names_of(table: pd.DataFrame) -> list[str]:
+    """The ablations that there is a run of, in the order of `ABLATIONS`."""
+    return [name for name in ABLATIONS if f"ablation-{name}" in set(table["method"])]
+
+
 def scores_of(table: pd.DataFrame, name: str) -> pd.Series:
     return table.loc[table["method"] == f"ablation-{name}", "normalized_return"].dropna()
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A row an ablation, a column a panel, environment and number of steps: the mean normalised
-    return (that of every seed). Rows of one commit can be compared.
+    """A table a commit: a row an ablation, a column a panel, environment and number of steps, the
+    mean normalised return (that of every seed).
     """
+    return "\n".join(commit_markdown(part) for part in by_commit(table))
+
+
+def commit_markdown(table: pd.DataFrame) -> str:
     cells = cells_of(table)
-    header = ["", *(f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells)]
+    header = [f"{env}, {panel}, {steps:,} steps" for (panel, env, steps), _ in cells]
     rows = []
-    for name in ABLATIONS:
+    for name in names_of(table):
         row = [name]
         for _, cell in cells:
             scores = scores_of(cell, name)
             seeds = ", ".join(f"{score:.2f}" for score in scores)
             row.append(f"{scores.mean():.2f} ({seeds})" if seeds else "")
-        rows.append([*row, tables.commits(table[table["method"] == f"ablation-{name}"])])
-    return tables.markdown_table([*header, "commit"], rows)
+        rows.append(row)
+    return tables.markdown_table([f"commit {tables.commits(table)}", *header], rows)
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Bars of the means, a dot for every seed."""
-    cells = cells_of(table)
-    figure = Figure((1 + 3 * len(cells), 4), layout="constrained")
-    axes = figure.subplots(1, len(cells), sharey=True, squeeze=False)
-    names = list(reversed(ABLATIONS))
+    """A row of axes a commit: bars of the means, a dot for every seed."""
+    parts = by_commit(table)
+    lengths = [len(names_of(part)) for part in parts]
+    width = max(len(cells_of(part)) for part in parts)
+    heights = [1.8 + 0.17 * length for length in lengths]
+    figure = Figure((1 + 3 * width, sum(heights)), layout="constrained")
+    rows = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)
     low = min(0, table["normalized_return"].min())
-    for ax, ((panel, env, steps), cell) in zip(axes[0], cells):
+    for part, row in zip(parts, rows[:, 0]):
+        draw_commit(part, row, width, low)
+    runs.save_figure(figure, path)
+
+
+def draw_commit(table: pd.DataFrame, figure: SubFigure, width: int, low: float) -> None:
+    """`width` axes, the first ones used; `low` is the least return that is shown."""
+    figure.suptitle(f"commit {tables.commits(table)}", fontsize="medium")
+    axes = figure.subplots(1, width, sharey=True, squeeze=False)[0]
+    names = list(reversed(names_of(table)))
+    cells = cells_of(table)
+    for ax in axes[len(cells) :]:
+        ax.remove()
+    for ax, ((panel, env, steps), cell) in zip(axes, cells):
         for y, name in enumerate(names):
             scores = scores_of(cell, name)
             ax.barh(y, scores.mean(), color="lightsteelblue")
@@ -256,11 +287,10 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ax.set_xlim(low, 1.05)
         ax.set_yticks(range(len(names)), names)
         ax.spines[["top", "right"]].set_visible(False)
-    runs.save_figure(figure, path)
 
 
 def write_blocks(path: Path, page: Path) -> None:
-    """The table at `path` as a figure beside it and as the block `ablations` of `page`."""
+    """The runs at `path` as a figure beside them and as the block `ablations` of `page`."""
     table = tables.read_published(path)
     tables.write_block(page, "ablations", markdown(table))
     draw(table, path.with_suffix(".png"))

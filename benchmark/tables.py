@@ -6,6 +6,7 @@ print(headline_table(read_runs(Path("results"))))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,21 +119,23 @@ def read_published(path: Path = runs.PUBLISHED / "results.csv") -> pd.DataFrame:
     return frame.assign(labels=frame["labels"].fillna("").astype(str))
 
 
-def merge_published(path: Path, fresh: pd.DataFrame) -> pd.DataFrame:
-    """Puts `fresh` into a file of published runs, in place of its rows of the same runs.
+def merge_published(path: Path, fresh: pd.DataFrame, key: Sequence[str] = KEY) -> pd.DataFrame:
+    """Puts `fresh` into a file of published runs, in place of its rows of the same runs: those
+    with the same values in the columns `key`, which the file is sorted by.
 
     Raises:
-        UserError: if two of `fresh`, with different ids, are of the same method, env and seed.
+        UserError: if two of `fresh`, with different ids, are the same run.
     """
-    twice = fresh[fresh.duplicated(KEY, keep=False)]
+    key = list(key)
+    twice = fresh[fresh.duplicated(key, keep=False)]
     if len(twice):
         problem = "runs of the same method, environment and seed; expected one of them"
         raise irl.UserError(f"{', '.join(twice['folder'].astype(str))}: {problem}")
     if path.exists():
         both = pd.concat([read_published(path), fresh[COLUMNS]])
-        fresh = both[~both[KEY].astype(str).duplicated(keep="last")]
+        fresh = both[~both[key].astype(str).duplicated(keep="last")]
     with irl.replacing(path) as temporary:
-        fresh[COLUMNS].sort_values(KEY).to_csv(temporary, index=False)
+        fresh[COLUMNS].sort_values(key).to_csv(temporary, index=False)
     return read_published(path)
 
 

@@ -13,6 +13,7 @@ from test_method import batch, with_policy
 import custom_irl as irl
 from benchmark import ablations, resume, runs, tables
 
+COMMIT = "0123456789abcdef"
 TERMINAL = 6.0  # first coordinate of the states that end episodes here
 
 
@@ -235,13 +236,13 @@ def results(tmp_path):
     result = irl.run(irl.RewardNetwork, irl.IRLAlgorithm, args, "custom")
     origin = {"schema": 1, "quick": False, "hardware": runs.hardware(), "identity": {}}
 
-    def add(method: str, clean: bool = True, **changes) -> dict:
+    def add(method: str, clean: bool = True, commit: str = COMMIT, **changes) -> dict:
         run = tmp_path / "results" / f"{method}-{clean}"
         shutil.copytree(folder, run, dirs_exist_ok=True)
         changed = {**result, "id": f"{method}-{clean}", "method": method, **changes}
         (run / "result.json").write_text(json.dumps(changed))
-        commit = {"git_commit": "0123456789abcdef", "git_clean": clean}
-        (run / "origin.json").write_text(json.dumps(origin | commit))
+        code = {"git_commit": commit, "git_clean": clean}
+        (run / "origin.json").write_text(json.dumps(origin | code))
         return changed
 
     return tmp_path / "results", add
@@ -260,8 +261,9 @@ def test_the_table_holds_the_ablations_of_committed_code_and_grows(published, re
     ablations.write_blocks(table, page)
     assert list(pd.read_csv(table)["method"]) == ["ablation-full", "ablation-no-value"]
     score = f"{result['normalized_return']:.2f}"
-    row = f"| no-value | {score} ({score}) | 0123456 |\n| one-step |  |  |"
-    assert row in page.read_text()
+    rows = f"| full | {score} ({score}) |\n| no-value | {score} ({score}) |\n"
+    assert f"| commit 0123456 | {result['env']}, dense, 2,048 steps |" in page.read_text()
+    assert rows in page.read_text()
     assert table.with_suffix(".png").stat().st_size > 5000
 
     shutil.rmtree(folder)
@@ -269,6 +271,22 @@ def test_the_table_holds_the_ablations_of_committed_code_and_grows(published, re
     ablations.publish(folder, table)
     kept, replaced = pd.read_csv(table)["eval_return_mean"]
     assert (kept, replaced) == (pytest.approx(result["eval_return_mean"]), 7.0)
+
+
+def test_the_runs_of_every_commit_are_a_table_of_their_own_the_newest_first(published, results):
+    table, page = published
+    folder, add = results
+    add("ablation-full", date="2026-01-01T00:00:00+00:00")
+    add("ablation-no-value", date="2026-01-01T00:00:00+00:00")
+    ablations.publish(folder, table)
+    shutil.rmtree(folder)
+    add("ablation-full", commit="fedcba9", date="2026-02-01T00:00:00+00:00", normalized_return=0.5)
+    ablations.publish(folder, table)
+    assert len(pd.read_csv(table)) == 3
+    ablations.write_blocks(table, page)
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    names = [line.split(" | ")[0].strip("| ") for line in lines]
+    assert names == ["commit fedcba9", "---", "full", "commit 0123456", "---", "full", "no-value"]
 
 
 def test_the_methods_table_is_what_the_committed_runs_say():
