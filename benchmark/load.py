@@ -11,6 +11,7 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -46,7 +47,26 @@ def load_run(
         reward_cls, _ = runs.method_named(name).classes()
     reward_net = reward_cls(*result["dims"])
     load_weights(reward_net, folder / "reward_net.pt")
+    restore_hyperparameters(reward_net, folder / "result.json", result.get("hyperparameters", {}))
     return policy, reward_net
+
+
+def restore_hyperparameters(net: nn.Module, path: Path, saved: dict) -> None:
+    """Gives a network that reads a dataclass `hyperparameters` those of its run, in place of its
+    class's present ones. `saved`: what the run's result.json, at `path`, says.
+    """
+    present = getattr(net, "hyperparameters", None)
+    if not is_dataclass(present):
+        return
+    changes = {}
+    for name, value in asdict(present).items():
+        found = saved.get(name, value)
+        found = tuple(found) if isinstance(found, list) else found
+        if not isinstance(found, (int, float) if isinstance(value, float) else type(value)):
+            problem = f"hyperparameter '{name}' is {found!r}"
+            raise irl.UserError(f"{path}: {problem}; expected {type(value).__name__}")
+        changes[name] = found
+    net.hyperparameters = replace(present, **changes)
 
 
 def load_policy(folder: Path | str) -> nn.Module:

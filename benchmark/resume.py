@@ -189,15 +189,15 @@ def main() -> None:
         if len(words) < 2:
             raise irl.UserError("frozen: expected the folder of a finished run")
         frozen_reward = Path(words[1])
-        reward_cls, algorithm_cls, method = frozen(frozen_reward)
-        flags = words[2:]
+        args = irl.parse_args(words[2:])
+        reward_cls, algorithm_cls, method = frozen(frozen_reward, args)
     else:
-        method, flags = words[0], words[1:]
+        method = words[0]
+        args = irl.parse_args(words[1:])
         if method in runs.TRAINERS:
             own = " ".join(runs.TRAINERS[method].words)
             raise irl.UserError(f"{method}: has a loop of its own; expected python {own}")
         reward_cls, algorithm_cls = runs.method_named(method).classes()
-    args = irl.parse_args(flags)
     if quick:
         shorten(algorithm_cls)
     if args.out is None:

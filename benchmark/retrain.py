@@ -197,7 +197,7 @@ def run(config: Config, args: irl.Args) -> dict:
     """Trains, evaluates and writes the run's folder, as custom_irl.run does.
 
     Raises:
-        UserError: without a reward or a folder to write to, and for a reward of other dimensions.
+        UserError: without a reward or a folder to write to, and for a reward of another task.
     """
     if (config.reward is None) != args.true_reward:
         raise irl.UserError("expected one of --reward RUN_DIR and --true-reward")
@@ -207,12 +207,14 @@ def run(config: Config, args: irl.Args) -> dict:
     method = "oracle"
     classes = [EvaluatedPolicy, Frozen]
     if config.reward is not None:
-        make_reward_net, _, method = frozen(config.reward)
+        make_reward_net, _, method = frozen(config.reward, args)
         reward_net = make_reward_net(*irl.env_dims(args))
         classes.append(type(reward_net))
 
     def train(args: irl.Args, demos: irl.Demos) -> irl.Training:
-        return LEARNERS[config.learner](args, reward_net)
+        training = LEARNERS[config.learner](args, reward_net)
+        training.algorithm = Frozen(reward_net, None, *irl.env_dims(args), None, args)
+        return training
 
     name = f"{config.learner}-{method}"
     return runs.run_trainer(train, args, name, classes, config.reward)

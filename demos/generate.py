@@ -285,8 +285,36 @@ def summary(episodes: list[Episode]) -> dict:
     }
 
 
-def record(args: Config, expert: Expert) -> dict:
-    """Plays and writes the demonstrations and the card; returns the card."""
+def training_of(args: Config) -> dict:
+    """What the card says of a training with these settings."""
+    return {
+        "command": f"python -m demos.generate --env {args.env} --seed {args.seed}",
+        "algorithm": "stable-baselines3 PPO",
+        "recipe": describe(RECIPES[args.env]),
+        "seed": args.seed,
+        "kept": f"best of {args.finalists} finalists in {args.episodes} episodes,"
+        " by mean minus standard deviation",
+    }
+
+
+def stored_training(weights: Path) -> dict:
+    """What the card beside stored weights says of their training; that it is not known, without a
+    card or with one of other weights.
+    """
+    card_path = weights.with_name(weights.name.replace(".expert.npz", ".json"))
+    try:
+        card = json.loads(card_path.read_text())
+        if card["sha256"][weights.name] == sha256(weights):
+            return dict(card["training"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {"unknown": f"{card_path.name} was not the card of {weights.name}"}
+
+
+def record(args: Config, expert: Expert, training: dict) -> dict:
+    """Plays and writes the demonstrations and the card; returns the card. `training`: of the
+    expert, for the card.
+    """
     args.out.mkdir(parents=True, exist_ok=True)
     env = gym.make(args.env)
     noise_rng = np.random.default_rng(args.seed)
@@ -314,18 +342,16 @@ def record(args: Config, expert: Expert) -> dict:
     card = {
         "schema": CARD_SCHEMA,
         "env": args.env,
-        "expert": {"demos": summary(demos), "fresh": summary(fresh), "noise": args.noise},
+        "expert": {
+            "demos": summary(demos),
+            "fresh": summary(fresh),
+            "noise": args.noise,
+            "noise_seed": args.seed,
+        },
         "random": summary(uniform),
         "sha256": {path.name: sha256(path) for kind, path in files.items() if kind != "json"},
         "command": shlex.join(["python", "-m", "demos.generate", *sys.argv[1:]]),
-        "training": {
-            "command": f"python -m demos.generate --env {args.env} --seed {args.seed}",
-            "algorithm": "stable-baselines3 PPO",
-            "recipe": describe(RECIPES[args.env]),
-            "seed": args.seed,
-            "kept": f"best of {args.finalists} finalists in {args.episodes} episodes,"
-            " by mean minus standard deviation",
-        },
+        "training": training,
         "seeds": {
             k: [SEEDS[k], SEEDS[k] + args.episodes - 1]
             for k in ("demos", "fresh", "random", "selection")
@@ -459,7 +485,9 @@ def record_mixed(args: Config) -> dict:
         "transitions": mixed.TRANSITIONS * len(policies),
         "policies": policies,
         "sha256": {file.name: sha256(file) for file in files},
-        "command": f"{mixed.command(args.env)} --seed {args.seed}",
+        "command": before["command"]
+        if args.record_only
+        else f"{mixed.command(args.env)} --seed {args.seed}",
         "training": {
             "algorithm": "stable-baselines3 PPO, the expert's recipe",
             "recipe": describe(RECIPES[args.env]),
@@ -527,7 +555,10 @@ def train_or_record(args: Config, weights: Path) -> None:
             share = f"{row['share_of_expert']:.2f} of the expert's"
             print(f"{args.env} after {row['steps']} steps: {row['return_mean']:.0f}, {share}")
         return
-    card = record(args, Expert.load(weights) if args.record_only else train(args))
+    if args.record_only:
+        card = record(args, Expert.load(weights), stored_training(weights))
+    else:
+        card = record(args, train(args), training_of(args))
     rows = {**card["expert"], "random": card["random"]}
     for name in ("demos", "fresh", "random"):
         mean, std, lowest = (rows[name][f"return_{kind}"] for kind in ("mean", "std", "min"))

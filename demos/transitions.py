@@ -485,11 +485,25 @@ def to_episodes(rows: Rows, sources: np.ndarray | None = None) -> list[Episode]:
     if episode is not None:
         table = table.ordered(*index_order(rows, episode, frame, next_obs is not None, sources))
     elif frame is not None and next_obs is None:
+        check_frames(rows, frame)
         cut = np.r_[True, frame[1:] != frame[:-1] + 1]
         if cut.sum() > 1:
             table = table.ordered(np.arange(n), cut)
     check_groups(table)
     return from_frames(table) if next_obs is None else from_transitions(table)
+
+
+def check_frames(rows: Rows, frame: np.ndarray) -> None:
+    """DemoError where neighbours have the same number, and not that of a first row: cut where the
+    numbers do not go on, such rows would be joined with those of another environment."""
+    repeated = np.flatnonzero((frame[1:] == frame[:-1]) & (frame[1:] != frame.min())) + 1
+    if len(repeated):
+        raise rows.error(
+            "frame",
+            f"has the number of the row before in {plural(len(repeated), 'row')}, the first is row"
+            f" {repeated[0]}, as if rows of several environments were interleaved; expected the"
+            " rows of an episode together, or next_obs",
+        )
 
 
 def check_groups(table: Table) -> None:
@@ -613,8 +627,8 @@ def from_frames(table: Table) -> list[Episode]:
         final = rows.last_row_is_observation and bool(terminated[b - 1])
         episodes.append(table.episode(slice(a, b - 1), table.obs[b - 1 : b], final))
         tails.append(b - 1)
+    check_hidden_limits(table, episodes)
     if ends.combined:
-        check_hidden_limits(table, episodes)
         episodes = recognise_limits(table, episodes, np.array(tails, int))
     if left_out:
         rows.note(
@@ -626,17 +640,25 @@ def from_frames(table: Table) -> list[Episode]:
 
 
 def check_hidden_limits(table: Table, episodes: list[Episode]) -> None:
-    """DemoError where a done that alone says where episodes end seems to mark deaths only: a step
-    within an episode is a jump, as from a time limit to the next start."""
-    if table.starts.known or table.rows.last_row_is_observation or not episodes:
+    """DemoError where flags that alone say where episodes end seem to mark deaths only: a step
+    within an episode is a jump, as from a time limit to the next start. A note where a flag of time
+    limits is there, and 0."""
+    rows, ends = table.rows, table.ends
+    limits_are_marked = not ends.combined and (ends.ended & ~ends.terminated).any()
+    if table.starts.known or rows.last_row_is_observation or limits_are_marked or not episodes:
         return
     strange = jumps(episodes)
-    if len(strange):
-        raise DemoError(
-            f"{table.rows.where}: '{table.rows.names['done']}' does not mark"
-            f" {plural(len(strange), 'place')} where obs jumps as from one episode to the next;"
-            " expected time limits too: truncated or timeouts (0 if there are none), or next_obs"
-        )
+    if not len(strange):
+        return
+    where = f"{plural(len(strange), 'place')} where obs jumps as from one episode to the next"
+    limit = next((ours for ours in ("truncated", "limit") if ours in rows.data), None)
+    if limit is not None:
+        rows.note(f"'{rows.names[limit]}' marks no row; taken at its word, in spite of {where}")
+        return
+    raise DemoError(
+        f"{rows.where}: '{rows.names['done']}' does not mark {where};"
+        " expected time limits too: truncated or timeouts (0 if there are none), or next_obs"
+    )
 
 
 def check_actions(table: Table, firsts: np.ndarray) -> None:

@@ -3,27 +3,30 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import custom_irl as irl
 from baselines import airl, airl_v2, bc, constant, gail, gail_v2, imitation_peers, untrained
 from baselines.frozen import Frozen, frozen
-from benchmark import runs
-from benchmark.load import load_run
+from benchmark import resume, runs
+from benchmark.load import load_reward, load_run
 
 OBS_DIM, ACTION_DIM = 4, 2
 ARGS = SimpleNamespace(irl_lr=1e-3, irl_batch_size=64, n_irl_updates_per_round=5)
 TINY = {"total_timesteps": 2048, "demo_episodes": 4, "demo_subsample": 20, "update_epochs": 1}
+AS_TINY = {"demo_episodes": 4, "demo_subsample": 20}  # as tiny_run has it
 V2_AIRL = (airl_v2.AIRLRewardV2, airl_v2.AIRLV2)
 
 
-def transitions(n: int, shift: float = 0.0) -> list[torch.Tensor]:
+def transitions(n: int, shift: float = 0.0, dims=(OBS_DIM, ACTION_DIM)) -> list[torch.Tensor]:
     torch.manual_seed(n)
-    return [torch.randn(n, d) + shift for d in (OBS_DIM, ACTION_DIM, OBS_DIM)]
+    return [torch.randn(n, d) + shift for d in (*dims, dims[0])]
 
 
 def make(reward_cls, algorithm_cls):
@@ -126,18 +129,69 @@ def test_controls_pay_one_and_what_an_untrained_network_says():
 
 def test_a_frozen_reward_is_the_finished_runs_network(tiny_run):
     folder, result, _ = tiny_run
-    make_net, algorithm_cls, method = frozen(folder)
+    make_net, algorithm_cls, method = frozen(folder, irl.Args("Hopper-v4", **AS_TINY))
     assert (algorithm_cls, method) == (Frozen, "custom-frozen")
     weights = torch.load(folder / "reward_net.pt")
     for key, value in make_net(*result["dims"]).state_dict().items():
         assert torch.equal(value, weights[key])
-    with pytest.raises(irl.UserError, match=r"are \[11, 3\]; expected \[17, 6\]"):
-        make_net(17, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": "Walker2d-v4"}, "its reward was learned in Hopper-v4; expected --env Hopper-v4"),
+        ({"demo_episodes": 50}, "with demo_episodes 4, here it is 50; expected the same --demo-ep"),
+        ({"no_policy_access": True}, "with no_policy_access False, here it is True; expected the"),
+        ({"demos": Path("mine.npz")}, "with demos None, here it is mine.npz; expected the same --"),
+    ],
+)
+def test_a_run_on_a_frozen_reward_has_its_task_which_labels_it(tiny_run, changes, message):
+    args = irl.Args(**{"env": "Hopper-v4", **AS_TINY, **changes})
+    with pytest.raises(irl.UserError, match=message):
+        frozen(tiny_run[0], args)
+
+
+class Steeper(irl.IRLAlgorithm):
+    hyperparameters = replace(irl.IRLAlgorithm.hyperparameters, terminal_cost=1000.0, gamma=0.5)
+
+
+def test_a_loaded_reward_has_the_hyperparameters_of_its_run(tmp_path, monkeypatch):
+    """Also one that was frozen since; the class's own are others."""
+    nets = []
+
+    class Kept(irl.RewardNetwork):
+        def __init__(self, *dims):
+            super().__init__(*dims)
+            nets.append(self)
+
+    args = irl.Args("Hopper-v4", no_policy_access=True, **TINY, out=tmp_path / "first")
+    irl.run(Kept, Steeper, args, "custom")
+    batch = transitions(20, dims=(11, 3))
+    paid = nets[0](*batch).detach().numpy()
+    assert np.abs(paid).max() > 100
+    words = ["frozen", args.out, "--env", "Hopper-v4", "--no-policy-access", "--seed", "2"]
+    words += [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
+    words = [*map(str, words), "--out", str(tmp_path / "again")]
+    monkeypatch.setattr(sys, "argv", ["resume", *words])
+    resume.main()
+    assert runs.read_result(tmp_path / "again")["method"] == "custom-frozen"
+    for folder in (tmp_path / "first", tmp_path / "again"):
+        np.testing.assert_allclose(load_reward(folder)(*batch), paid, rtol=1e-5)
+
+
+def test_a_hyperparameter_of_another_type_is_named(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run[0], tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    result["hyperparameters"]["terminal_cost"] = "high"
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(irl.UserError, match=r"result.json: .*'terminal_cost' is 'high'; expected"):
+        load_run(folder)
 
 
 def leave_gail_run(folder: Path, method: str = "gail") -> None:
     """What load_run needs of a finished one."""
     result = {"schema": 2, "method": method, "dims": [OBS_DIM, ACTION_DIM]}
+    result |= {"env": "Hopper-v4", "config": {}}
     (folder / "result.json").write_text(json.dumps(result))
     torch.save(irl.Policy(OBS_DIM, ACTION_DIM).state_dict(), folder / "policy.pt")
     torch.save(gail.GAILDiscriminator(OBS_DIM, ACTION_DIM).state_dict(), folder / "reward_net.pt")
@@ -145,7 +199,7 @@ def leave_gail_run(folder: Path, method: str = "gail") -> None:
 
 def test_the_file_of_a_frozen_reward_identifies_its_runs(tmp_path):
     leave_gail_run(tmp_path)
-    files = runs.modules_of(frozen(tmp_path)[:2])
+    files = runs.modules_of(frozen(tmp_path, irl.Args("Hopper-v4"))[:2])
     assert {Path(file).name for file in files} == {"frozen.py", "gail.py", "shared.py"}
 
 
@@ -160,9 +214,9 @@ def test_a_run_without_a_reward_cannot_be_frozen(tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run[0], tmp_path / "oracle")
     (folder / "reward_net.pt").unlink()
     with pytest.raises(irl.UserError, match="learns no reward"):
-        frozen(folder)
+        frozen(folder, irl.Args("Hopper-v4"))
     with pytest.raises(irl.UserError, match="expected the folder of a finished run"):
-        frozen(tmp_path)
+        frozen(tmp_path, irl.Args("Hopper-v4"))
 
 
 @pytest.mark.parametrize("method", [name for name in runs.METHODS if name != "custom"])

@@ -558,8 +558,14 @@ def test_dones_of_deaths_alone_are_refused_without_next_obs(tmp_path):
     rows = {"obs": flat["obs"], "acts": flat["acts"], "dones": flat["terminated"]}
     with pytest.raises(DemoError, match="'dones' does not mark 1 place where obs jumps"):
         read(save(tmp_path / "deaths.npz", **rows))
+    with pytest.raises(DemoError, match="'dones' does not mark 1 place where obs jumps"):
+        read(save(tmp_path / "both.npz", **rows, terminals=flat["terminated"]))
     whole = read(save(tmp_path / "whole.npz", **rows, timeouts=flat["truncated"]))
     assert [len(e.acts) for e in whole] == [29, 19, 24, 27]
+    for key in ("timeouts", "truncated"):
+        taken = read(save(tmp_path / f"{key}.npz", **rows, **{key: np.zeros(len(rows["dones"]))}))
+        assert [len(e.acts) for e in taken] == [29, 44, 27]
+        assert f"'{key}' marks no row; taken at its word, in spite of 1 place" in notes_of(taken)
 
 
 @pytest.mark.parametrize(
@@ -786,6 +792,24 @@ def test_interleaved_rows_without_next_obs_are_refused_or_said(tmp_path):
     rows = {k: x[:-8] for k, x in rows.items()} | {"lengths": np.array([392])}
     demonstrations = read(save(tmp_path / "one.npz", **rows))
     assert "rows 8 apart are closer than neighbours" in notes_of(demonstrations)
+
+
+@pytest.mark.parametrize("kept", [("step",), ("step", "terminated", "truncated")])
+def test_interleaved_rows_with_numbers_of_steps_are_refused_without_next_obs(tmp_path, kept):
+    """Cut where the numbers do not go on, each row would be joined with one of the other walk."""
+    several = [to_transitions([e]) for e in walks((50,) * 2)]
+    rows = interleave([flat | {"step": np.arange(50)} for flat in several])
+    rows = {key: rows[key] for key in ("obs", "acts", *kept)}
+    message = "'step' has the number of the row before in 49 rows, the first is row 3, as if rows"
+    with pytest.raises(DemoError, match=message):
+        read(save(tmp_path / "demos.npz", **rows))
+
+
+def test_the_number_of_a_first_row_may_be_there_twice(tmp_path):
+    """An episode of one row before another."""
+    flat = to_transitions(walks((1, 20, 20)))
+    rows = {"obs": flat["obs"], "acts": flat["acts"], "step": np.r_[0, :20, :20]}
+    assert [len(e.acts) for e in read(save(tmp_path / "demos.npz", **rows))] == [19, 19]
 
 
 def test_a_periodic_gait_is_not_taken_for_interleaved_rows(tmp_path):

@@ -1,6 +1,7 @@
 """The generator of the demonstrations: training that resumes, the expert, recording, bad input."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import gymnasium as gym
@@ -55,7 +56,7 @@ def test_the_folded_expert_acts_like_the_normalised_policy():
 def test_recordings_load_and_their_card_is_true(tmp_path):
     expert = generate.Expert.load(ROOT / "demos" / "Hopper-v4.expert.npz")
     config = generate.Config(env="Hopper-v4", episodes=2, noise=0.1, out=tmp_path)
-    card = generate.record(config, expert)
+    card = generate.record(config, expert, generate.training_of(config))
     assert (
         card == json.loads((tmp_path / "Hopper-v4.json").read_text())
         and card["expert"]["noise"] == 0.1
@@ -67,6 +68,21 @@ def test_recordings_load_and_their_card_is_true(tmp_path):
     assert 0.02 < errors.mean() < 0.2  # the noise asked for, less what clipping takes away
     again = generate.play(gym.make("Hopper-v4"), expert, generate.SEEDS["fresh"])
     assert len(again.obs) == len(again.acts) + 1 == len(again.rewards) + 1
+
+
+def test_a_recording_of_stored_weights_keeps_what_is_known_of_their_training(tmp_path, small):
+    """Its own seed is that of the noise."""
+    weights = tmp_path / "Hopper-v4.expert.npz"
+    shutil.copy(ROOT / "demos" / "Hopper-v4.expert.npz", weights)
+    again = replace(small, record_only=True, seed=7, noise=0.1, episodes=1)
+    generate.main(again)
+    written = again.out / "Hopper-v4.json"
+    card = json.loads(written.read_text())
+    assert (card["expert"]["noise_seed"], list(card["training"])) == (7, ["unknown"])
+    shutil.copy(ROOT / "demos" / "Hopper-v4.json", tmp_path)
+    generate.main(again)
+    committed = json.loads((ROOT / "demos" / "Hopper-v4.json").read_text())
+    assert json.loads(written.read_text())["training"] == committed["training"]
 
 
 def test_the_bank_is_what_its_card_says(tmp_path, small, monkeypatch):

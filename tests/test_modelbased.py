@@ -276,7 +276,8 @@ def test_a_run_says_what_it_used_and_its_reward_loads(name, tmp_path, monkeypatc
     paid = reward(rows["obs"], rows["acts"], rows["next_obs"])
     assert paid.shape == (5,) and np.isfinite(paid).all() and np.ptp(paid) > 0
     again = {**vars(args), "out": tmp_path / "frozen", "seed": 2, "total_timesteps": 2048}
-    frozen = irl.run(*baselines_frozen(args.out)[:2], irl.Args(**again), f"{name}-frozen")
+    again = irl.Args(**again)
+    frozen = irl.run(*baselines_frozen(args.out, again)[:2], again, f"{name}-frozen")
     assert frozen["method"] == f"{name}-frozen"
 
 

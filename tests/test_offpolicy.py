@@ -455,7 +455,7 @@ def test_each_method_leaves_the_result_of_any_run(method, tmp_path, mixed):
     batch = (obs.numpy(), np.zeros((7, 3)), obs.numpy())
     rewards = load_reward(args.out)(*batch)
     assert rewards.shape == (7,) and np.isfinite(rewards).all()
-    make_net, _, name = frozen(args.out)
+    make_net, _, name = frozen(args.out, args)
     irl.check_size(make_net(11, 3), 11, 3)
     assert name == f"{method}-frozen"
 

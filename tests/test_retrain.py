@@ -66,9 +66,10 @@ def test_a_run_on_a_finished_runs_reward_and_one_on_the_true_reward(
 ):
     flags = ("--env", "Hopper-v4", "--seed", "2", "--total-timesteps", "512")
     flags += ("--num-envs", "1", "--num-steps", "512")
+    of_reward = ("--demo-episodes", "4", "--demo-subsample", "20")
     digest = irl.sha256(tiny_run[0] / "reward_net.pt")
     for words, method, reward in (
-        (("--reward", tiny_run[0]), "sb3-custom-frozen", digest),
+        (("--reward", tiny_run[0], *of_reward), "sb3-custom-frozen", digest),
         (("--true-reward",), "sb3-oracle", None),
         (("--true-reward", "--learner", "sac"), "sac-oracle", None),
     ):
@@ -91,7 +92,8 @@ def test_a_run_on_a_finished_runs_reward_and_one_on_the_true_reward(
         (("--true-reward", "--gamma", "0.9", "--out", "F"), "--gamma: not read by --learner sb3"),
         (("--true-reward", "--demo_episodes", "4", "--out", "F"), "--demo-episodes: not read by"),
         (("--reward", "RUN", "--clip-coef=0.1", "--out", "F"), "--clip-coef: not read by"),
-        (("--reward", "RUN", "--out", "F", "--env", "Walker2d-v4"), r"RUN|obs_dim, action_dim are"),
+        (("--reward", "RUN", "--out", "F", "--env", "Walker2d-v4"), "expected --env Hopper-v4"),
+        (("--reward", "RUN", "--out", "F", "--env", "Hopper-v4"), "expected the same --demo-epi"),
         (("--reward", "nowhere", "--out", "F"), "nowhere.result.json: no such file"),
     ],
 )

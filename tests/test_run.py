@@ -292,14 +292,13 @@ def test_labels_name_whatever_differs_from_the_benchmark():
 
 def test_a_frozen_reward_trains_a_fresh_policy_and_stays_as_it_was(tmp_path):
     train(tmp_path / "first", env="Hopper-v4", no_policy_access=True)
-    reward_cls, algorithm_cls, method = frozen(tmp_path / "first")
-    again = train(tmp_path / "again", (reward_cls, algorithm_cls), method, env="Hopper-v4", seed=7)
+    args = args_for(tmp_path / "again", env="Hopper-v4", no_policy_access=True, seed=7)
+    *classes, method = frozen(tmp_path / "first", args)
+    again = irl.run(*classes, args, method)
     assert again["method"] == "custom-frozen"
     assert again["demos"]["sha256"] is None
     nets = [weights(tmp_path / name, "reward_net") for name in ("first", "again")]
     assert same(*nets)
-    with pytest.raises(irl.UserError, match=r"obs_dim, action_dim are \[11, 3\]"):
-        train(tmp_path / "other", (reward_cls, algorithm_cls), method, env="Walker2d-v4")
 
 
 # --------------------------------------------------------------------------------------- bad input
