@@ -29,7 +29,9 @@ VARIANTS = {  # the flags of custom_irl.py that each is
     "full": (),
     "reward-only": ("--no-policy-access",),
     "true-reward": ("--true-reward",),
-    "frozen": (),  # a fresh policy of the next seed, on the reward of the run it is named after
+    # A fresh policy of the next seed, on the reward of the run it is named after; with
+    # --no-policy-access on that of the reward-only run.
+    "frozen": (),
 }
 DEFAULTS = {
     "methods": ["custom"],
@@ -190,7 +192,8 @@ def check_keys(table: dict, where: str) -> None:
             raise irl.UserError(f"{where}: key '{key}': expected at least one")
         for one in values:
             check_value(key, one, f"{where}: key '{key}': {one!r}")
-    for flag in set(runs.names_of(table.get("flags", []))) & set(SET_BY_A_FILE):
+    of_a_reward = {"--no-policy-access"} if table.get("variants") == ["frozen"] else set()
+    for flag in set(runs.names_of(table.get("flags", []))) & set(SET_BY_A_FILE) - of_a_reward:
         raise irl.UserError(f"{where}: key 'flags': {flag}; expected {SET_BY_A_FILE[flag]}")
 
 

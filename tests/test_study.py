@@ -159,6 +159,17 @@ variants = ["full"]
 """
 
 
+def test_the_frozen_reward_of_a_reward_only_run(tmp_path):
+    """Whose label it has, as it has with the launcher's flags."""
+    flags = 'flags = ["--no-policy-access"]\n'
+    text = FROZEN.replace('"frozen"]\n', f'"frozen"]\n{flags}').replace("full", "reward-only")
+    frozen, trained = jobs_of(write(tmp_path / "both.toml", text), tmp_path)
+    assert frozen.needs is trained and "--no-policy-access" in frozen.command
+    assert frozen.folder == tmp_path / "custom-frozen-reward-only" / "Hopper-v4" / "seed2"
+    with pytest.raises(irl.UserError, match="--no-policy-access; expected variants = "):
+        study.read_study(write(tmp_path / "full.toml", f"{flags}"))
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_a_frozen_reward_waits_for_its_run(code, tmp_path, capsys):
     frozen, trained = jobs_of(write(tmp_path / "both.toml", FROZEN), tmp_path)
