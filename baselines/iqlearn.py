@@ -5,7 +5,9 @@
     bash run_all.sh --method iqlearn                       # or iqlearn-online
 
 Q implies the reward r(s, a, s') = Q(s, a) - gamma V(s') with V(s) = E_pi [Q(s, a) - alpha log pi],
-V = 0 after a terminal state (not after a time limit). With a chi^2 regulariser of r:
+V = 0 after a terminal state (not after a time limit), online -2 beta / (1 - gamma): that of a
+state that pays for ever what the loss makes the replay's r, -2 beta. (With 0, as r is negative on
+the replay, a Hopper learned to fall at once.) With a chi^2 regulariser of r:
 
     offline  min_Q  w [E_E V(s) - E_E Q(s, a)] + (1 - w) E_E r^2 + c GP(Q, 1)
              pi: min  E_E min(exp((Q(s, a) - V(s)) / alpha), 100) |a - mode(s)|^2    (AWR)
@@ -95,7 +97,7 @@ def online_loss(
     is_expert: torch.Tensor,
     beta: float,
 ) -> torch.Tensor:
-    """-mean_E r + mean (V(s) - gamma (1 - terminated) V(s')) + mean r^2 / (4 beta).
+    """-mean_E r + mean (V(s) - gamma V(s')) + mean r^2 / (4 beta).
 
     Rewards, values and discounted next values are (2, n), `is_expert` (n,) is 1 or 0.
     """
@@ -160,13 +162,14 @@ def online_step(sac: op.SAC, batch: op.Batch, config: Config) -> dict[str, float
     """`batch` has a column `is_expert`."""
     obs = batch["obs"]
     next_values = op.soft_value(sac.actor, sac.q_target, batch["next_obs"], sac.alpha)
+    end_value = -2 * config.chi2_beta / (1 - config.gamma)
+    discounted_next = config.gamma * torch.where(batch["terminated"] > 0, end_value, next_values)
     with torch.no_grad():
         policy_acts, policy_logprob = sac.actor.sample(obs)
     both = sac.q(obs.repeat(2, 1), torch.cat([batch["acts"], policy_acts]))
     q_values, policy_q = both.chunk(2, dim=1)
     values = policy_q - sac.alpha * policy_logprob
-    rewards = implied_reward(q_values, batch["terminated"], next_values, config.gamma)
-    discounted_next = config.gamma * (1 - batch["terminated"]) * next_values
+    rewards = q_values - discounted_next
     loss = online_loss(rewards, values, discounted_next, batch["is_expert"], config.chi2_beta)
     op.gradient_step(sac.q_optimizer, loss)
     report = op.actor_step(sac, obs)

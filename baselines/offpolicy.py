@@ -223,11 +223,12 @@ def gradient_penalty(
     b: torch.Tensor,
     target: float,
     critics: int = 1,
+    euclidean: bool = False,
 ) -> torch.Tensor:
-    """mean max(|grad_x f(x)|_inf - target, 0)^2 at x = eps a + (1 - eps) b, eps ~ U(0, 1).
+    """mean max(|grad_x f(x)| - target, 0)^2 at x = eps a + (1 - eps) b, eps ~ U(0, 1).
 
-    One-sided, with the largest component of the gradient. `a` and `b` are (n, dim). `net` maps
-    (n, dim) to (n,), or with 2 `critics` (2, n, dim) to (2, n), each of which counts.
+    One-sided; |.| is the largest component, or the `euclidean` norm. `a` and `b` are (n, dim).
+    `net` maps (n, dim) to (n,), or with 2 `critics` (2, n, dim) to (2, n), each of which counts.
     """
     eps = torch.rand(len(a), 1)
     x = (eps * a + (1 - eps) * b).detach()
@@ -235,7 +236,8 @@ def gradient_penalty(
         x = x.repeat(critics, 1, 1)
     x.requires_grad_()
     (grad,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
-    return F.relu(grad.abs().amax(-1) - target).square().mean()
+    slope = grad.norm(dim=-1) if euclidean else grad.abs().amax(-1)
+    return F.relu(slope - target).square().mean()
 
 
 # ------------------------------------------------------------------------------------------ replay

@@ -85,6 +85,8 @@ def test_gradient_penalty_is_one_sided_and_takes_the_largest_component():
     zero, one = torch.zeros(20_000, 1), torch.ones(20_000, 1)
     square = op.gradient_penalty(lambda x: x.square().sum(-1), zero, one, 0.0)
     assert square.item() == pytest.approx(4 / 3, rel=0.03)
+    norm = op.gradient_penalty(lambda x: x @ slope, a, b, 2.0, euclidean=True)
+    assert norm.item() == pytest.approx((35**0.5 - 2) ** 2, rel=1e-5)
 
 
 def test_the_replay_is_a_ring():
@@ -326,8 +328,18 @@ def test_iqlearns_reward_becomes_high_on_the_expert_and_low_on_the_replay():
         batch = op.concatenate(demonstrated(0.5), demonstrated(-0.5))
         report = iqlearn.online_step(sac, {**batch, "is_expert": is_expert}, config)
     assert report["expert_reward"] > report["replay_reward"] + 0.2
+
+
+def test_online_an_end_is_worth_what_the_replays_reward_for_ever_is():
+    """-2 beta / (1 - gamma) = -100, whatever the state; Q is about 0 before training."""
+    config = iqlearn.Config(hidden=(8, 8), online=True, chi2_beta=0.5)
+    sac = op.SAC(OBS_DIM, ACTION_DIM, -torch.ones(2), torch.ones(2), config, alpha=1e-6)
+    batch = op.concatenate(demonstrated(0.5), demonstrated(-0.5))
     ends = {**batch, "terminated": torch.ones(128), "next_obs": torch.full((128, OBS_DIM), 1e3)}
-    assert abs(iqlearn.online_step(sac, {**ends, "is_expert": is_expert}, config)["q_loss"]) < 10
+    is_expert = (torch.arange(128) < 64).float()
+    report = iqlearn.online_step(sac, {**ends, "is_expert": is_expert}, config)
+    assert report["expert_reward"] == pytest.approx(99, abs=1)
+    assert report["replay_reward"] == pytest.approx(99, abs=1)
 
 
 def test_the_absorbing_state_is_an_input_of_its_own():
@@ -356,6 +368,25 @@ def test_the_reward_is_high_on_the_expert_and_knows_ends():
     state = batch(0, torch.zeros(64))
     alive = net.reward(state["obs"], state["acts"], torch.zeros(64))
     assert (alive > net.reward(state["obs"], state["acts"], torch.ones(64))).all()
+
+
+def test_an_end_is_paid_less_than_any_step_however_like_the_experts_it_is():
+    """Or else falling in front of the expert's states, paid for ever, is the best there is."""
+    net = gail_sac.GAILReward(OBS_DIM, ACTION_DIM)
+    optimizer = op.adam(net.layers.parameters(), 3e-3)
+    ended = (torch.arange(64) % 4 == 0).float()
+
+    def batches():
+        expert, policy = demonstrated(0.5), demonstrated(-0.5)
+        acts = torch.where(ended[:, None] > 0, expert["acts"], policy["acts"])
+        return expert, {**policy, "acts": acts, "terminated": ended}
+
+    for _ in range(300):
+        gail_sac.reward_step(net, optimizer, *batches(), gail_sac.Config())
+    expert, policy = batches()
+    ends = net.reward(expert["obs"], expert["acts"], torch.ones(64))
+    alive = net.reward(policy["obs"], policy["acts"], torch.zeros(64))[ended == 0]
+    assert ends.max() < alive.min()
 
 
 def test_the_wasserstein_loss_and_the_absorbing_reward_by_hand():
