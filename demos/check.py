@@ -51,6 +51,8 @@ class Config:
     """demonstrations in any of the formats"""
     env: str | None = None
     """environment they should fit"""
+    max_episode_steps: int | None = None
+    """time limit of that environment, if it has none of its own or another one was used"""
     picture: Path | None = None
     """default: NAME.check.png in the current folder"""
     json: Path | None = None
@@ -104,8 +106,12 @@ def facts(episodes: Sequence[Episode]) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------- findings
-def problems(episodes: Sequence[Episode], env_id: str | None) -> list[Finding]:
-    """What is wrong; nothing for clean demonstrations."""
+def problems(
+    episodes: Sequence[Episode], env_id: str | None, max_episode_steps: int | None = None
+) -> list[Finding]:
+    """What is wrong; nothing for clean demonstrations. `max_episode_steps`: in place of the
+    environment's own time limit.
+    """
     data = pack(episodes)
     flat = to_transitions(episodes)
     rows = np.concatenate([flat[key] for key in ("obs", "acts", "next_obs")], 1)
@@ -125,7 +131,7 @@ def problems(episodes: Sequence[Episode], env_id: str | None) -> list[Finding]:
             text = f"{name} {', '.join(map(str, constant))}: the same number everywhere"
             found.append(finding("constant", text))
     found += strange_steps(episodes, data["lengths"])
-    return found + (mismatches(episodes, data, env_id) if env_id else [])
+    return found + (mismatches(episodes, data, env_id, max_episode_steps) if env_id else [])
 
 
 def repeats(rows: np.ndarray) -> np.ndarray:
@@ -163,20 +169,23 @@ def strange_steps(episodes: Sequence[Episode], lengths: np.ndarray) -> list[Find
     return found
 
 
-def environment(env_id: str):
+def environment(env_id: str, max_episode_steps: int | None):
     from custom_irl import UserError, make_env  # here: PyTorch is needed with --env only
 
     try:
-        return make_env(env_id)
+        return make_env(env_id, max_episode_steps)
     except UserError as error:
         raise DemoError(str(error)) from None
 
 
 def mismatches(
-    episodes: Sequence[Episode], data: dict[str, np.ndarray], env_id: str
+    episodes: Sequence[Episode],
+    data: dict[str, np.ndarray],
+    env_id: str,
+    max_episode_steps: int | None,
 ) -> list[Finding]:
     """What does not fit the environment."""
-    env = environment(env_id)
+    env = environment(env_id, max_episode_steps)
     found = []
     spaces = {"obs": env.observation_space, "acts": env.action_space}
     # Which transition each row of obs belongs to; the last one of an episode to its last.
@@ -337,7 +346,7 @@ def main(config: Config) -> int:
     console.print(table, ranges_table(episodes))
     for note in episodes.notes:
         console.print(f"note: {note}", soft_wrap=True)
-    found = problems(episodes, config.env)
+    found = problems(episodes, config.env, config.max_episode_steps)
     for one in found:
         console.print(f"! {one}", soft_wrap=True)
     if not found:

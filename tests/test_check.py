@@ -172,3 +172,8 @@ def test_check_as_a_user_types_it(tmp_path, words):
 def test_an_environment_that_is_none_gets_one_line():
     with pytest.raises(DemoError, match="--env Nothing-v0"):
         check.problems(read(HOPPER)[:1], "Nothing-v0")
+
+
+def test_a_time_limit_that_is_given_counts_in_place_of_the_environments():
+    found = [str(one) for one in check.problems(read(HOPPER)[:2], "Hopper-v4", 500)]
+    assert any("2 episodes are longer than the 500 steps of Hopper-v4" in text for text in found)
