@@ -391,7 +391,8 @@ def print_plan(jobs: list[Job], results: Path) -> None:
         left += 1
         variant = runs.variant_of(job.method, irl.config_of(job.args))
         steps = job.args.num_rounds * job.args.batch_size
-        cost = study.core_hours(committed, job.method, variant, steps)
+        panel = runs.panel_of(irl.config_of(job.args))
+        cost = study.core_hours(committed, job.method, variant, panel, steps)
         if cost is None:
             unknown[job.method if variant != "reward-only" else f"{job.method} {variant}"] += 1
         else:
@@ -565,11 +566,14 @@ def examine(jobs: list[Job], table: Path) -> bool:
 def stopped(jobs: list[Job]) -> str:
     """What to say when a signal has stopped the launcher."""
     left = sum(job.state in ("submitted", "running", "held") for job in jobs if job.ticket)
+    again = "the same command"
+    if any(job.args.overwrite for job in jobs):  # with it, what is finished now would be forgotten
+        again += " without --overwrite"
     if left:
-        return f"stopped; {left} submitted runs go on, the same command shows them again"
+        return f"stopped; {left} submitted runs go on, {again} shows them again"
     anew = sum(job.state == "running" and not job.run.under_contract for job in jobs)
     others = f", but {anew} runs without checkpoints begin anew" if anew else ""
-    return f"stopped; the same command continues from the checkpoints{others}"
+    return f"stopped; {again} continues from the checkpoints{others}"
 
 
 def main() -> None:

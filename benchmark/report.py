@@ -48,10 +48,11 @@ def color_of(name: str) -> str:
     return OURS if tables.is_ours(name) else OTHERS
 
 
-def draw_returns(frame: pd.DataFrame, path: Path) -> None:
+def draw_returns(frame: pd.DataFrame, path: Path, most: int = 8) -> None:
     """Normalised final returns: a line of dots for each row, one dot per seed, a bar at the mean.
 
-    One column per environment, one row of plots per panel. Rows are sorted by mean.
+    One column per environment, one row of plots per panel. Rows, at most `most`, are sorted by
+    mean.
     """
     frame = frame[frame["normalized_return"].notna() & ~frame["method"].isin(tables.CONTROLS)]
     panels = [panel for panel in runs.PANELS.values() if panel in set(frame["panel"])]
@@ -66,7 +67,7 @@ def draw_returns(frame: pd.DataFrame, path: Path) -> None:
         ax.set_title(env, fontsize=11)
     for row, panel in zip(axes, panels):
         of_panel = tables.named(tables.of_panel(frame, panel))
-        names = tables.best_names(of_panel)[::-1]
+        names = tables.best_names(of_panel, most)[::-1]
         for ax, env in zip(row, envs):
             draw_dots(ax, of_panel[of_panel["env"] == env], names)
             ax.set_yticks(range(len(names)), names if ax is row[0] else [""] * len(names))
@@ -201,7 +202,7 @@ def write_blocks() -> None:
     published = tables.read_published()
     rows = {(name, variant) for names, variant in tables.HEADLINE.values() for name in names}
     shown = [row in rows for row in zip(published["method"], published["variant"])]
-    draw_returns(published[shown], runs.PUBLISHED / "returns.png")
+    draw_returns(published[shown], runs.PUBLISHED / "returns.png", most=len(published))
 
 
 # ----------------------------------------------------------------------------------------- publish

@@ -214,12 +214,18 @@ def committed_runs() -> pd.DataFrame:
     return frame[frame["minutes"] > 0]
 
 
-def core_hours(committed: pd.DataFrame, method: str, variant: str, steps: int) -> float | None:
-    """Of one run, from the median speed of the committed runs of its kind; None without any."""
+def core_hours(
+    committed: pd.DataFrame, method: str, variant: str, panel: str, steps: int
+) -> float | None:
+    """Of one run, from the median speed of the committed runs of its kind, of its panel if there
+    are such; None without any. Where the flags do not say how many steps are taken, their minutes.
+    """
     rows = committed[(committed["method"] == method) & (committed["variant"] == variant)]
     if rows.empty:
         return None
+    if (of_panel := rows[rows["panel"] == panel]).size:
+        rows = of_panel
     speed = rows["steps_per_second"].median()
-    if speed == 0:  # a trainer that takes no environment steps
+    if speed == 0 or method in runs.TRAINERS:
         return rows["minutes"].median() / 60
     return steps / speed / 3600

@@ -6,6 +6,7 @@ print(headline_table(read_runs(Path("results"))))
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,8 @@ FRESH = "fresh-seeds"  # label of runs of FRESH_SEEDS: a row of their own
 
 # -------------------------------------------------------------------------------------------- runs
 def read_runs(results: Path) -> pd.DataFrame:
-    """A row for each result.json below `results`: COLUMNS, the run's id, demonstrations and folder.
+    """A row for each result.json below `results`: COLUMNS and the run's id, demonstrations, code
+    and folder.
 
     A run that is there twice, as in a backup, counts once, and a line says so. A result.json
     without a schema is of another program, as of `python -m mbirl`, and no row.
@@ -41,7 +43,7 @@ def read_runs(results: Path) -> pd.DataFrame:
     """
     paths = sorted(results.rglob("result.json"))
     rows = [read_row(path.parent) for path in paths if "schema" in runs.read_json(path)]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "id", "demos_sha256", "folder"])
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "id", "demos_sha256", "code", "folder"])
     for _, copies in frame[frame.duplicated("id", keep=False)].groupby("id"):
         first, *others = copies["folder"]
         print(f"{', '.join(others)}: the run in {first} again; counted once")
@@ -49,8 +51,9 @@ def read_runs(results: Path) -> pd.DataFrame:
     for _, twice in frame[frame.duplicated(KEY, keep=False)].groupby(KEY):
         print(f"{', '.join(twice['folder'])}: different runs of one row and seed; all count")
     for _, row in frame.groupby(KEY[:-1]):  # of all seeds
-        if row["demos_sha256"].nunique() > 1:
-            print(f"{', '.join(row['folder'])}: one row, but different demonstrations")
+        for column, what in (("demos_sha256", "demonstrations"), ("code", "code or settings")):
+            if row[column].nunique() > 1:
+                print(f"{', '.join(row['folder'])}: one row, but different {what}")
     frame = frame.astype({"normalized_return": float, "git_clean": bool})
     return frame.sort_values(KEY, ignore_index=True)
 
@@ -77,6 +80,7 @@ def read_row(folder: Path) -> dict:
             "mujoco": result["versions"]["mujoco"],
             "cpu": origin.get("hardware", {}).get("cpu", ""),
             "demos_sha256": result.get("demos", {}).get("sha256"),  # None without demonstrations
+            "code": code_of(result, origin),
             "folder": str(folder),
         }
         check_row(row)
@@ -86,6 +90,12 @@ def read_row(folder: Path) -> dict:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"{error!r}; expected a result.json that a run wrote"
         raise irl.UserError(f"{folder / 'result.json'}: {problem}") from None
+
+
+def code_of(result: dict, origin: dict) -> str:
+    """The hashes of a run's source files, as far as they are known, and its hyperparameters."""
+    files = origin.get("identity", {}).get("code", {})
+    return json.dumps([files, result.get("hyperparameters", {})], sort_keys=True)
 
 
 def own_seed(seed, variant):
@@ -427,7 +437,7 @@ def intervals(
 
 def readme_table(published: pd.DataFrame) -> str:
     """Interquartile mean [interval] of each row and amount of demonstrations, and what it hides."""
-    rows, missing, worst, versions = [], [], [], []
+    rows, missing, worst, versions, fresh = [], [], [], [], []
     for title, (methods, variant) in HEADLINE.items():
         cells = []
         for panel, amount in AMOUNTS.items():
@@ -439,22 +449,28 @@ def readme_table(published: pd.DataFrame) -> str:
             method = max(found, key=found.get)
             mean, low, high = found[method]
             cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+            frame = chosen(published, method, variant, panel)
+            if frame["seed"].isin(runs.FRESH_SEEDS).all():
+                fresh.append(f"{title.strip('*')} with {amount}")
             if method == "custom":
-                frame = chosen(published, method, variant, panel)
                 lowest = frame.loc[frame["normalized_return"].idxmin()]
                 worst.append((amount, variant, lowest))
             if len(found) > 1:
                 versions.append(f"`{method}` with {amount}")
         rows.append([title, *cells])
     table = markdown_table(["final policy", *AMOUNTS.values()], rows)
-    return table + "\n" + readme_notes(published, missing, worst, versions)
+    return table + "\n" + readme_notes(published, missing, worst, versions, fresh)
 
 
 def readme_notes(
-    published: pd.DataFrame, missing: list[str], worst: list[tuple], versions: list[str]
+    published: pd.DataFrame,
+    missing: list[str],
+    worst: list[tuple],
+    versions: list[str],
+    fresh: list[str],
 ) -> str:
     """Under the table: what a number is, command and time, the worst runs, which of two versions of
-    a baseline is shown, what is not run yet.
+    a baseline is shown, which cells are of the ten fresh seeds, what is not run yet.
     """
     names = {"full": "with policy access", "reward-only": "reward only"}
     custom = pd.concat(chosen(published, "custom", variant, "dense") for variant in names)
@@ -464,9 +480,9 @@ def readme_notes(
         for amount, variant, run in worst
     ]
     minutes = custom["minutes"].sum()
-    fresh = custom["seed"].isin(runs.FRESH_SEEDS)
     study = "bash run_all.sh --study benchmark/studies/ten-seeds.toml"
-    commands = [f"`{study if own else 'bash run_all.sh'}`" for own in dict.fromkeys(fresh)]
+    of_study = dict.fromkeys(custom["seed"].isin(runs.FRESH_SEEDS))
+    commands = [f"`{study if own else 'bash run_all.sh'}`" for own in of_study]
     lines = [
         f"Interquartile mean [95 % interval] of the normalised return (0: random policy, 1: expert)"
         f" over {', '.join(ENVS)} and {len(runs.SEEDS)} seeds: final policy, 10 deterministic"
@@ -477,10 +493,9 @@ def readme_notes(
     ]
     if versions:
         lines.append(f"The better one, where two versions have been run: {', '.join(versions)}.")
-    if fresh.any():
-        variants = " and ".join(dict.fromkeys(names[v] for v in custom.loc[fresh, "variant"]))
+    if fresh:
         seeds = f"{runs.FRESH_SEEDS[0]} to {runs.FRESH_SEEDS[-1]}"
-        lines.append(f"Seeds {seeds}, on which nothing was tuned: custom, {variants}, 50 episodes.")
+        lines.append(f"Seeds {seeds} instead, on which nothing was tuned: {'; '.join(fresh)}.")
     if missing:
         lines.append(f"Not run yet: {'; '.join(missing)}.")
     return "\n".join(f"- {line}" for line in lines)

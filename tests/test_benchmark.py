@@ -322,6 +322,8 @@ def test_what_a_stopped_launch_says_is_true_of_its_runs():
     jobs[0].state = jobs[1].state = "running"
     assert launch.stopped(jobs[:1]) == "stopped; the same command continues from the checkpoints"
     assert launch.stopped(jobs).endswith(", but 1 runs without checkpoints begin anew")
+    (again,) = jobs_of(launch.Config("gail", envs=("Hopper-v4",), seeds=(1,)), ["--overwrite"])
+    assert "the same command without --overwrite continues" in launch.stopped([again])
 
 
 def test_a_run_without_new_rows_is_named_and_killed_if_asked(monkeypatch, tmp_path, capsys):

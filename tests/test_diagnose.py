@@ -340,6 +340,8 @@ def test_what_cannot_be_compared_is_unknown():
     assert reasons["survival_only"] == "no bank"
     assert "normalised" in reasons["discriminator_saturated"]
     assert "fails_retraining" in unknown(HEALTHY, found_with(by_true=1000))  # no signal
+    constant = unknown(run_with(true=(3000, 100), learned=(0, 0)), found_with())
+    assert constant["reward_hacking"] == "PPO was paid a constant"
     short = run_with()
     short.metrics = pd.DataFrame({"learned_return": [1.0] * 9})
     assert {"reward_hacking", "policy_collapse"} <= set(unknown(short, found_with()))

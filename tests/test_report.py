@@ -254,6 +254,22 @@ def test_statistics_on_cases_with_known_answers():
     assert tables.probability_of_improvement(ours, theirs) == pytest.approx((2 + 0.5 + 1) / 4)
 
 
+def test_a_row_of_different_code_or_settings_is_said(tmp_path, capsys):
+    said = []
+    for seed, code, settings in ((1, "a", 10), (2, "a", 10), (3, "b", 10), (4, "a", 0)):
+        folder = write_run(tmp_path / str(seed), seed=seed)
+        rewrite(folder, hyperparameters={"gradient_penalty": settings})
+        origin = {"identity": {"code": {"custom_irl.py": code}}, "quick": False}
+        (folder / "origin.json").write_text(json.dumps(origin))
+    for seeds in ((1, 2), (1, 3), (1, 4)):
+        together = tmp_path / "-".join(map(str, seeds))
+        for seed in seeds:
+            shutil.copytree(tmp_path / str(seed), together / str(seed))
+        tables.read_runs(together)
+        said.append("one row, but different code or settings" in capsys.readouterr().out)
+    assert said == [False, True, True]
+
+
 def test_the_mean_of_curves_covers_the_steps_that_all_have():
     curves = [pd.Series([0.0, 10.0], index=[0, 10]), pd.Series([5.0, 5.0, 5.0], index=[5, 8, 20])]
     mean = tables.mean_curve(curves)
@@ -282,7 +298,7 @@ def test_the_ten_fresh_seeds_take_the_cell_when_all_have_been_run(tmp_path):
     after = tables.readme_table(frame)
     assert "| **custom, with policy access** | 0.50 [0.50, 0.50] |" in before
     assert "| **custom, with policy access** | 0.80 [0.80, 0.80] |" in after
-    assert "101 to 110, on which nothing was tuned: custom, with policy access, 50" in after
+    assert "instead, on which nothing was tuned: custom, with policy access with 50 ep" in after
     assert "on which nothing was tuned" not in before
     for seed in runs.SEEDS:
         for env in runs.ENVS:

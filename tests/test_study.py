@@ -112,13 +112,21 @@ def test_bytes_that_are_no_text_are_one_line(launcher, tmp_path):
 
 # --------------------------------------------------------------------------------------------- cost
 def test_core_hours_are_steps_by_the_median_speed_of_the_committed_runs():
-    rows = [("gail", "full", speed, 9.0) for speed in (1000.0, 2000.0, 50_000.0)]
-    rows += [("imitation-bc", "full", 0.0, minutes) for minutes in (30.0, 60.0, 90.0)]
-    columns = ["method", "variant", "steps_per_second", "minutes"]
+    rows = [("gail", "full", "dense", speed, 9.0) for speed in (1000.0, 2000.0, 50_000.0)]
+    rows += [("gail", "full", "tiny", 4000.0, 9.0)]
+    rows += [("imitation-bc", "full", "dense", 0.0, minutes) for minutes in (30.0, 60.0, 90.0)]
+    rows += [("dagger", "full", "dense", 100.0, 6.0)]  # its own number of steps
+    columns = ["method", "variant", "panel", "steps_per_second", "minutes"]
     committed = pd.DataFrame(rows, columns=columns)
-    assert study.core_hours(committed, "gail", "full", 7_200_000) == 1.0
-    assert study.core_hours(committed, "imitation-bc", "full", 7_200_000) == 1.0
-    assert study.core_hours(committed, "gail", "reward-only", 7_200_000) is None
+
+    def hours(method: str, variant: str = "full", panel: str = "dense") -> float | None:
+        return study.core_hours(committed, method, variant, panel, 7_200_000)
+
+    assert hours("gail") == hours("gail", panel="scarce") * 1.5 == 1.0
+    assert hours("gail", panel="tiny") == 0.5
+    assert hours("imitation-bc") == 1.0
+    assert hours("dagger") == 0.1
+    assert hours("gail", "reward-only") is None
 
 
 def test_a_dry_run_says_what_exists_and_what_is_not_known_and_writes_nothing(
@@ -141,8 +149,8 @@ def test_a_dry_run_says_what_exists_and_what_is_not_known_and_writes_nothing(
     ]
     committed = study.committed_runs()
     steps = irl.Args().num_rounds * irl.Args().batch_size
-    hours = study.core_hours(committed, "gail", "full", steps)
-    hours += 2 * study.core_hours(committed, "untrained", "full", steps)
+    hours = study.core_hours(committed, "gail", "full", "dense", steps)
+    hours += 2 * study.core_hours(committed, "untrained", "full", "dense", steps)
     assert lines[-2] == f"6 runs, 1 finished, 5 left: about {hours:.1f} core hours"
     assert lines[-1].startswith("not in that: 2 of untrained reward-only")
     assert sorted(tmp_path.rglob("*")) == before

@@ -58,6 +58,8 @@ def non_finite(subject: Subject, found: Examinations) -> Finding:
 def reward_hacking(subject: Subject, found: Examinations) -> Finding:
     """In the last third of training the learned return rises and the true one falls (Spearman's
     correlation with time above 0.3 and below -0.3)."""
+    if training_curve(subject, "learned_return").nunique() <= 1:
+        raise NotApplicable("PPO was paid a constant")
     trends = []
     for column in ("learned_return", "true_return"):
         values = training_curve(subject, column).to_numpy()
