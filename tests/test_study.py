@@ -12,7 +12,6 @@ from conftest import ROOT
 
 STUDIES = ROOT / "benchmark" / "studies"
 NOT_RUN = {  # of the published table's rows: "Known gaps" in benchmark/README.md
-    "custom-frozen-scarce/Walker2d-v4/seed457",
     "sb3-custom-frozen/Hopper-v4/seed457",
 }
 
