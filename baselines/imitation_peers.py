@@ -136,6 +136,7 @@ def train_bc(args: irl.Args, demos: irl.Demos) -> irl.Training:
         rng=np.random.default_rng(args.seed),
         policy=ActorCriticPolicy(*spaces, lr_schedule=lambda _: 1e-3, **NETWORKS),
         demonstrations=as_transitions(demos),
+        batch_size=min(32, len(demos.tensors["obs"])),  # imitation's default, if there are as many
         device="cpu",
         custom_logger=quiet(),
     )

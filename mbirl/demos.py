@@ -125,6 +125,10 @@ def read_demos(path: Path, config: DemoConfig) -> torch.Tensor:
         raise UserError(f"{path}: {steps.ngroups} demonstrations; expected {n}")
     values = frame[COLUMNS].to_numpy(np.float32)
     demos = torch.as_tensor(values).view(n, config.horizon, len(COLUMNS))
+    still = np.flatnonzero((demos[:, 0] == demos[:, -1]).all(1))
+    if len(still):
+        problem = f"demonstration {still[0] + 1} of {n} ends where it began"
+        raise UserError(f"{path}: {problem}; expected another last state, the planner's goal")
     start = keypoints(PUSHER, torch.tensor(config.start))
     if (demos[:, 0] - start).abs().max() > 1.0:
         raise UserError(f"{path}: first state over 1 cm from the start; expected {start.tolist()}")

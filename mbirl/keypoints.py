@@ -20,6 +20,7 @@ ends of the rod serve to measure the error alone.
 
 import hashlib
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from itertools import permutations
@@ -57,6 +58,15 @@ class VisualConfig:
     """largest random action, radians"""
     visual_seed: int = 1
     """seed of the images, of the detector and of the dynamics"""
+
+    def __post_init__(self):
+        least = {"frames": 100, "detector_steps": 1, "dynamics_steps": 1, "batch_size": 1}
+        for name, n in least.items():
+            if getattr(self, name) < n:
+                flag = f"--images.{name.replace('_', '-')} {getattr(self, name)}"
+                raise UserError(f"{flag}: expected {n} or more")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"--images.lr {self.lr}: expected more than 0, and finite")
 
 
 class Detector(nn.Module):
@@ -230,8 +240,6 @@ def learn_model(arm: Arm, start, config: VisualConfig, folder: Path):
     pixels, and the dynamics' error after one step over that of no motion.
     """
     began = time.monotonic()
-    if min(config.frames // 100, config.detector_steps, config.dynamics_steps) < 1:
-        raise UserError("--frames: expected at least 100, and steps of at least 1")
     files = [Path(__file__), Path(scene.__file__)]
     code = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
     key = json.dumps([asdict(config), list(start), code])

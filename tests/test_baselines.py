@@ -239,6 +239,12 @@ def test_imitations_trainers_leave_the_result_of_any_run(peer, tmp_path, monkeyp
     assert imitation_peers.run(peer, args) == result  # read, not trained again
 
 
+def test_imitations_bc_takes_fewer_transitions_than_its_batch(monkeypatch, tmp_path):
+    monkeypatch.setattr(imitation_peers, "BC_EPOCHS", 1)
+    args = irl.Args("Hopper-v4", out=tmp_path, demo_episodes=1, demo_subsample=50)
+    assert imitation_peers.run("bc", args)["demos"]["transitions"] == 20
+
+
 def test_flags_that_are_not_read_are_refused(tmp_path, monkeypatch):
     words = ["bc", "--env", "Hopper-v4", "--gamma", "0.9", "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["imitation_peers", *words])

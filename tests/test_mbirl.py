@@ -209,6 +209,10 @@ def test_demonstrations_are_read_back(tmp_path):
         (lambda f: f.assign(t=f.t + 1), "demo 0: expected t from 0 to 9"),
         (lambda f: f.assign(t=f.t.replace(4, 5)), "demo 0: expected t from 0 to 9"),
         (lambda f: f[f.demo < 5], "5 demonstrations; expected 6"),
+        (
+            lambda f: f.groupby("demo").transform("first").assign(demo=f.demo, t=f.t),
+            "1 of 6 ends w",
+        ),
     ],
 )
 def test_a_csv_of_other_steps_is_refused(tmp_path, change, message):
@@ -252,6 +256,10 @@ def test_demonstrations_as_a_user_writes_them(tmp_path, flags, expected):
         (["--demos", "{long}"], "has 12 states; expected 10"),
         (["--demos", "{text}"], "expected numbers in the columns"),
         (["--plan.inner-steps", "0"], "expected 1 or more"),
+        (["--plan.inner-lr", "nan"], "expected more than 0, and finite"),
+        (["--train.outer-lr", "inf"], "expected more than 0, and finite"),
+        (["--visual", "--images.frames", "9"], "--images.frames 9: expected 100 or more"),
+        (["--visual", "--images.batch-size", "0"], "--images.batch-size 0: expected 1 or more"),
         (["--horizon", "7"], "expected an even number of at least 4"),
         (["--seed", "-1"], "--seed -1: expected 0 or more"),
     ],
